@@ -1,0 +1,396 @@
+"""What every command can be told: one frozen dataclass per command.
+
+The strings under the fields are their help texts, with units (longer ones in brackets, because a
+line break would stand in the help); the values are the defaults. This file imports nothing heavy,
+so that ``exitbench --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Criterion = Literal["softmax", "activation", "margin", "entropy", "reference"]
+Policy = Literal["full", "every-exit", "predictive", "fixed", "oracle"]
+Predictor = Literal["convolution", "table", "constant", "perfect"]
+Precision = Literal["fp32", "bf16", "int8"]
+Model = Literal["vgg19", "resnet34"]
+TrainMode = Literal["normal", "original", "exits", "joint"]
+Tier = Literal["quick", "standard"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are split."""
+
+    dataset: str | None = None
+    (
+        "cifar10, cifar100, svhn, stl10, mnist, fashion-mnist, digits, folder:DIR or npz:FILE. "
+        "None: the one that the checkpoint was trained on, digits without a checkpoint."
+    )
+    data_root: Path = Path("data")
+    """Folder of the downloaded datasets."""
+    download: bool = True
+    """Fetch a dataset that is not in --data-root yet."""
+    calibration_samples: int | None = None
+    """Images of the calibration split, taken from train. None: a tenth of train, at most 5000."""
+    split_seed: int = 0
+    """Seed of the split of train into train and calibration."""
+    subset: Path | None = None
+    (
+        "List of samples written by 'exitbench subset', to which the test split is cut down. None: "
+        "the whole split."
+    )
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Where the network runs."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = 0
+    """CPU threads of the network; 0 takes the number of physical cores this process may use."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a network: the backbone, its heads, or both together."""
+
+    out: Path
+    """The checkpoint to write (.safetensors)."""
+    mode: TrainMode = "original"
+    (
+        "normal: plain network without exits; original: backbone inside the network with exits; "
+        "exits: heads only, on the frozen backbone of --init; joint: backbone and heads together."
+    )
+    init: Path | None = None
+    """Checkpoint to start from; needed for mode exits. None: fresh weights."""
+    model: Model = "vgg19"
+    """Architecture; with --init that of the checkpoint."""
+    width: float = 1.0
+    """Factor on the number of channels; 1 is the full network."""
+    side: int | None = None
+    """Height and width of the images in pixels, such as 32, 64, 96. None: the dataset's own."""
+    exits: tuple[int, ...] | None = None
+    """Exit points that get a head, as rising numbers from 1. None: all."""
+    share_heads: bool = False
+    """Share bag-of-features within a stage and the linear layers across exits."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam, or sgd with Nesterov momentum; both under a one-cycle schedule."""
+    epochs: int = 14
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Images per step."""
+    learning_rate: float | None = None
+    """Peak of the one-cycle schedule. None: 0.001 for adam, 0.1 for sgd."""
+    weight_decay: float = 5e-4
+    """Weight decay of the convolution and linear weights."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation accuracy. None: never."""
+    validation_share: float = 0.05
+    """Share of train held out to watch the training (0 to 0.5); never the test split."""
+    seed: int = 0
+    """Seed of the weights, the order of the images and the augmentation."""
+    mixed_precision: bool = True
+    """bf16 autocast where the device has it."""
+    resume: bool = True
+    """Go on from the last complete epoch of an interrupted training of the same settings."""
+    data: DataConfig = field(default_factory=DataConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """Record the evidence at every exit, once, for the calibration and the test split."""
+
+    run: Path
+    """Run directory to write to."""
+    checkpoint: Path | None = None
+    """Network with exits; this or --logits is needed."""
+    logits: Path | None = None
+    """Instead of a network: npz with logits (N, exits + 1, classes) and labels (N,)."""
+    calibration_logits: Path | None = None
+    """With --logits: the same for the calibration split. None: the logits are split in halves."""
+    cost: Path | None = None
+    """With --logits: a cost table (CSV), written by hand or by another tool. None: price later."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Precisions to trace."""
+    horizon: int = 8
+    """R: rounds of the convolution predictor that are recorded."""
+    kernel: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """w: kernel of the convolution predictor, an odd number of weights."""
+    batch_size: int = 256
+    """Images per forward pass; bounds the memory, changes no result."""
+    keep_logits: bool = False
+    """Store the raw logits too (large)."""
+    limit: int | None = None
+    """Trace at most this many images of each split. None: all."""
+    data: DataConfig = field(default_factory=DataConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Measure what every segment, head, forecast and the classifier cost on this device."""
+
+    run: Path
+    """Run directory to write to."""
+    checkpoint: Path | None = None
+    """Network to profile. None: the one that the run directory was traced with."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Precisions to profile."""
+    batch_sizes: tuple[int, ...] = (1, 64)
+    """Batch sizes to profile."""
+    seconds: float = 30.0
+    """Time limit for the latency of one precision and batch size, in seconds."""
+    interval: float = 0.02
+    """Stop when the 95% interval of every median is within this share of it; 0.02 is 2%."""
+    energy: bool = True
+    """Measure energy, or model it where no meter can be read; else only latency."""
+    hardware: str = "auto"
+    """Hardware profile: auto, a shipped name, or a TOML file."""
+    horizon: int = 8
+    """R: rounds of the convolution predictor whose forecast is timed."""
+    data: DataConfig = field(default_factory=DataConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Replay policies over the trace and price them with the cost table; no network is run."""
+
+    run: Path
+    """Run directory with traces and a cost table."""
+    policies: tuple[Policy, ...] = ("full", "every-exit", "predictive", "fixed", "oracle")
+    """Policies to replay."""
+    criteria: tuple[Criterion, ...] = ("softmax", "activation", "margin", "entropy")
+    """Confidence criteria."""
+    beta: tuple[str, ...] = ("auto",)
+    (
+        "Values of beta (a sample may leave when its confidence reaches beta times the threshold), "
+        "or auto for a grid that spans the useful range of each criterion."
+    )
+    beta_count: int = 25
+    """Number of values that auto chooses."""
+    start_layers: tuple[int, ...] | None = None
+    """First exits to check. None: every exit in turn."""
+    predictors: tuple[Predictor, ...] = ("convolution", "table", "perfect")
+    """Predictors of the predictive policy; perfect knows the truth and is a bound."""
+    precisions: tuple[Precision, ...] | None = None
+    """Precisions. None: all that were traced."""
+    batch_size: int | None = None
+    """Batch size of the cost table's rows to price with. None: the smallest."""
+    accuracy_loss: float = 1.0
+    """Accuracy that may be lost against the full network, in percentage points."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Really run chosen settings, measured, and set them beside their replay."""
+
+    run: Path
+    """Run directory with a sweep."""
+    settings: tuple[str, ...] = ()
+    (
+        "Roles of the comparison to run (full, every-exit, predictive, ...) or row numbers of "
+        "sweep.csv. None given: the full network, every-exit, predictive and two points of the "
+        "front."
+    )
+    checkpoint: Path | None = None
+    """Network to run. None: the one that the run directory was traced with."""
+    forward_mode: Literal["normal", "accuracy"] = "normal"
+    """normal: run with the prediction engine; accuracy: measure how well it predicts."""
+    start_layer: int | None = None
+    """With forward mode accuracy: the first exit that forecasts. None: every one in turn."""
+    stat_each_layer: bool = True
+    """Collect per exit: checked, left, correct, mean confidence, forecast and true jump."""
+    repeats: int = 3
+    """Passes over the samples; the median is reported with its range."""
+    limit: int | None = None
+    """Run at most this many test images. None: all."""
+    batch_size: int | None = None
+    """Images per batch. None: the batch size that the sweep was priced with."""
+    hardware: str = "auto"
+    """Hardware profile: auto, a shipped name, or a TOML file."""
+    data: DataConfig = field(default_factory=DataConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Draw the figures and the page of a run directory."""
+
+    run: Path
+    """Run directory."""
+    out: Path | None = None
+    """Folder to write to. None: RUN/report."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Trace, profile, sweep, run and report in one; an interrupted study goes on where it was."""
+
+    checkpoint: Path
+    """Network with exits."""
+    run: Path
+    """Run directory to write to."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+    """Precisions; those that the device cannot run are left out with a note."""
+    batch_sizes: tuple[int, ...] = (1, 64)
+    """Batch sizes to profile."""
+    batch_size: int = 1
+    """Batch size that settings are priced, chosen and run with."""
+    seconds: float = 30.0
+    """Time limit for profiling one precision and batch size, in seconds."""
+    energy: bool = True
+    """Measure energy, or model it where no meter can be read; else only latency."""
+    hardware: str = "auto"
+    """Hardware profile: auto, a shipped name, or a TOML file."""
+    criteria: tuple[Criterion, ...] = ("softmax", "activation", "margin", "entropy")
+    """Confidence criteria."""
+    beta: tuple[str, ...] = ("auto",)
+    """Values of beta, or auto for a grid that spans the useful range of each criterion."""
+    beta_count: int = 25
+    """Number of values that auto chooses."""
+    predictors: tuple[Predictor, ...] = ("convolution", "table", "perfect")
+    """Predictors of the predictive policy; perfect knows the truth and is a bound."""
+    horizon: int = 8
+    """R: rounds of the convolution predictor, hence its longest jump."""
+    accuracy_loss: float = 1.0
+    """Accuracy that may be lost against the full network, in percentage points."""
+    limit: int | None = None
+    """Use at most this many images of each split. None: all."""
+    run_limit: int | None = None
+    """Really run at most this many test images per setting. None: all."""
+    repeats: int = 3
+    """Measured passes per setting; the median is reported with its range."""
+    data: DataConfig = field(default_factory=DataConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Train a small network on the embedded digits and study it: the whole path in minutes."""
+
+    run: Path = Path("runs/demo")
+    """Run directory to write to."""
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True)
+class SubsetConfig:
+    """Write the list of easy samples (leave at the first exits) or hard ones (reach the end)."""
+
+    run: Path
+    """Run directory with a trace."""
+    out: Path
+    """File to write; other commands take it as --subset."""
+    difficulty: Literal["easy", "hard"] = "easy"
+    """easy: leave at or before --exit; hard: reach the classifier."""
+    exit: int | None = None
+    """With easy: the last exit that counts as early. None: a quarter of the exits."""
+    criterion: Criterion = "softmax"
+    """Confidence criterion by which samples leave."""
+    beta: float | None = None
+    """Beta (times the threshold of an exit). None: the calibration median over all exits."""
+    precision: Precision = "fp32"
+    """Precision of the trace."""
+    split: Literal["test", "calibration"] = "test"
+    """Split to choose from."""
+
+
+@dataclass(frozen=True)
+class HardwareListConfig:
+    """List the hardware profiles that come with exitbench."""
+
+
+@dataclass(frozen=True)
+class HardwareShowConfig:
+    """Show one hardware profile with the source of every figure."""
+
+    name: str
+    """Name of a shipped profile, or a TOML file."""
+
+
+@dataclass(frozen=True)
+class HardwareDetectConfig:
+    """Show this machine: CPU, GPU, memory, usable meters and the profile that fits."""
+
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """Take the flags of the paper's own program; docs/paper.md maps each to its command here."""
+
+    model_name: str = "vgg19"
+    """vgg19, or resnet, which may be written Resnet34."""
+    pretrained_file: Path | None = None
+    """Checkpoint to start from or to evaluate; NAME.pt is understood as NAME.safetensors."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimiser of the training."""
+    train_mode: Literal["normal", "original", "exits"] = "exits"
+    (
+        "normal: plain network; original: backbone inside the network with exits; exits: heads "
+        "only, on the frozen backbone of --pretrained_file."
+    )
+    stat_each_layer: Literal[0, 1] = 0
+    """1: print per exit what was checked, left, correct and forecast."""
+    evaluate_mode: Literal["normal", "exits"] = "exits"
+    """normal: full network; exits: with early exits."""
+    task: Literal["train", "evaluate"] = "evaluate"
+    """What to do."""
+    device: str = "cuda"
+    """cpu, cuda, cuda:N or auto."""
+    trained_file_suffix: str = "update_2"
+    """SUFFIX of the file that training writes."""
+    beta: float = 6.0
+    (
+        "A sample may leave when its confidence reaches beta times the threshold, both under the "
+        "criterion 'reference' of the paper's program. Its threshold is a signed mean that can "
+        "come close to zero, and a strongly negative logit counts as confidence; the criteria of "
+        "'exitbench sweep' (softmax, activation, margin, entropy) have neither fault."
+    )
+    save: int = 0
+    (
+        "0: train and show the accuracies, keep no file; else write "
+        "MODEL_train_MODE_SUFFIX.safetensors beside --pretrained_file, or in models_new."
+    )
+    dataset_type: Literal["cifar10", "cifar100", "stl10", "svhn", "mnist"] = "cifar10"
+    """Dataset."""
+    jump: int = 1
+    """Accepted; without effect, as in the paper's program: the predictor computes the jump."""
+    quantization: Literal[0, 1] = 0
+    """0: fp32; 1: int8, on the CPU."""
+    forward_mode: Literal["normal_forward", "accuracy_forward"] = "normal_forward"
+    """normal_forward: run with the prediction engine; accuracy_forward: measure its forecasts."""
+    start_layer: int = 1
+    """First exit to check, counted from 1."""
+    core_num: int | None = None
+    """CPU cores. Accepted; acts once clocks are governed."""
+    cpu_freq_level: int | None = None
+    """Accepted; acts once clocks are governed."""
+    gpu_freq_level: int | None = None
+    """Accepted; acts once clocks are governed."""
+    scene: Literal["continuous", "periodical"] | None = None
+    """Accepted; acts once clocks are governed."""
+    baseline_time: float | None = None
+    """Seconds. Accepted; acts once clocks are governed."""
+    sleep_time: float | None = None
+    """Seconds. Accepted; acts once clocks are governed."""
+    baseline: int | None = None
+    """Accepted; acts once clocks are governed."""
+    epochs: int | None = None
+    """Extension: passes over the training split. None: as 'exitbench train'."""
+    width: float = 1.0
+    """Extension: factor on the number of channels of a network that is trained anew."""
+    batch_size: int | None = None
+    """Extension: images per batch. None: 128 to train, 64 to evaluate."""
+    data_root: Path = Path("data")
+    """Extension: folder of the downloaded datasets."""
+    npz: Path | None = None
+    """Extension: images from this npz file (x_train, y_train, x_test, y_test) instead."""
+    threads: int = 0
+    """Extension: CPU threads; 0 takes the number of physical cores this process may use."""
+    seed: int = 0
+    """Extension: seed of the weights, the order of the images and the augmentation."""

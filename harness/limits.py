@@ -1,0 +1,145 @@
+"""What the values of a configuration may be, beyond their types: checked once, at the boundary.
+
+A field has the same meaning and hence the same limits in every command, so they are kept by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from .configs import SubsetConfig, TraceConfig, TrainConfig
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _not_negative(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
+
+
+def _at_least_one(value: int) -> bool:
+    return value >= 1
+
+
+def _each_at_least_one(values: tuple[int, ...]) -> bool:
+    return bool(values) and all(value >= 1 for value in values)
+
+
+def _rising_from_one(values: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in zip((0, *values), values, strict=False))
+
+
+def _beta(values: Any) -> bool:
+    if not isinstance(values, tuple):
+        return _not_negative(values)
+    if values == ("auto",):
+        return True
+    try:
+        return bool(values) and all(_not_negative(float(value)) for value in values)
+    except ValueError:
+        return False
+
+
+def _kernel(values: tuple[float, ...]) -> bool:
+    return len(values) % 2 == 1 and all(math.isfinite(value) for value in values)
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_COUNT: _Rule = (_at_least_one, "a whole number from 1")
+_COUNTS: _Rule = (_each_at_least_one, "at least one whole number, each from 1")
+_SEED: _Rule = (lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+_ABOVE_ZERO: _Rule = (_positive, "a finite number above 0")
+_CHOICES: _Rule = (
+    lambda values: 0 < len(values) == len(set(values)),
+    "at least one choice, none of them twice",
+)
+
+RULES: dict[str, _Rule] = {
+    "accuracy_loss": (lambda value: 0 <= value <= 100, "0 to 100 percentage points"),
+    "batch_size": _COUNT,
+    "batch_sizes": _COUNTS,
+    "beta": (_beta, "auto alone, or finite numbers from 0"),
+    "beta_count": _COUNT,
+    "calibration_samples": _COUNT,
+    "criteria": _CHOICES,
+    "device": (lambda value: bool(_DEVICE.fullmatch(value)), "auto, cpu, cuda or cuda:N"),
+    "epochs": _COUNT,
+    "exit": _COUNT,
+    "exits": (_rising_from_one, "rising numbers from 1, such as 2 5 9"),
+    "horizon": _COUNT,
+    "interval": (lambda value: 0 < value < 1, "a share between 0 and 1, such as 0.02 for 2%"),
+    "kernel": (_kernel, "an odd number of finite weights"),
+    "learning_rate": _ABOVE_ZERO,
+    "limit": _COUNT,
+    "patience": _COUNT,
+    "policies": _CHOICES,
+    "precisions": _CHOICES,
+    "predictors": _CHOICES,
+    "repeats": _COUNT,
+    "run_limit": _COUNT,
+    "seconds": (_positive, "a finite number of seconds above 0"),
+    "seed": _SEED,
+    "side": _COUNT,
+    "split_seed": _SEED,
+    "start_layer": _COUNT,
+    "start_layers": _COUNTS,
+    "threads": (lambda value: value >= 0, "a whole number from 0"),
+    "validation_share": (lambda value: 0 <= value <= 0.5, "a share from 0 to 0.5"),
+    "weight_decay": (_not_negative, "a finite number from 0"),
+    "width": _ABOVE_ZERO,
+}
+
+
+def faults(config: object) -> list[str]:
+    """Every value of ``config`` that is out of its limits, as sentences; empty if all is well."""
+    return [*_values_out_of_limits(config), *_combinations(config)]
+
+
+def _values_out_of_limits(config: object) -> Iterator[str]:
+    if not is_dataclass(config):
+        return
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from _values_out_of_limits(value)
+        elif value is not None and item.name in RULES:
+            holds, allowed = RULES[item.name]
+            if not holds(value):
+                yield f"{item.name} is {_shown(value)}; allowed: {allowed}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(item) for item in value) or "empty"
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _combinations(config: object) -> Iterator[str]:
+    if isinstance(config, TrainConfig) and config.mode == "exits" and config.init is None:
+        yield (
+            "mode 'exits' trains heads on a frozen backbone and needs --init CHECKPOINT; "
+            "train a backbone first with --mode original"
+        )
+    if isinstance(config, TraceConfig):
+        yield from _trace_combinations(config)
+    if isinstance(config, SubsetConfig) and config.exit is not None and config.difficulty == "hard":
+        yield "exit is given with difficulty 'hard', which has no use for it; leave one of them out"
+
+
+def _trace_combinations(config: TraceConfig) -> Iterator[str]:
+    if (config.checkpoint is None) == (config.logits is None):
+        state = "neither" if config.checkpoint is None else "both"
+        yield (
+            f"checkpoint and logits: {state} given, exactly one is needed; --checkpoint FILE for "
+            "a network of exitbench, --logits FILE for one of another framework"
+        )
+    for name in ("calibration_logits", "cost"):
+        if getattr(config, name) is not None and config.logits is None:
+            yield f"{name} is given without logits; it belongs to --logits FILE"

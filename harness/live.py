@@ -1,0 +1,231 @@
+"""``exitbench run``: chosen settings really run, measured, and set beside their replay."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .choose import BOUNDS
+from .configs import RunConfig
+from .costs import CostTable
+from .environment import environment
+from .errors import ExitbenchError
+from .judging import judge, tables
+from .measure import Bench, measured_key, run_settings
+from .meters.base import Meter
+from .meters.choose import ChosenMeter
+from .options import to_plain
+from .profiling import choose_energy
+from .rundir import RunDirectory
+from .settings import Setting
+from .subject import Subject, load_subject
+from .sweep import SETTING_COLUMNS
+from .sweeping import load_traces, prices_for, setting_of, write_table
+from .trace import Trace, TraceMeta, record, writing
+from .tracing import note_subject
+
+Say = Callable[[str], None]
+DEFAULT_ROLES = ("full", "every-exit", "every-exit-best", "predictive", "recommended")
+
+
+def run_run(config: RunConfig, say: Say) -> None:
+    """Run settings of a sweep and measure them; or measure how well the predictor forecasts.
+
+    Raises:
+        ExitbenchError: there is no sweep, a setting is not in it or needs the truth, or the
+            network, data or device cannot be used.
+    """
+    directory = RunDirectory(config.run, create=False)
+    swept = read_sweep(directory)
+    path = config.checkpoint or directory.manifest.get("checkpoint", {}).get("path")
+    if path is None or directory.manifest["checkpoint"].get("model") == "logits":
+        raise ExitbenchError(
+            f"{config.run} was made from logits: there is no network to run; its replay is all "
+            "that can be had"
+        )
+    chosen = chosen_settings(swept, config.settings)
+    subject = load_subject(Path(path), config.data, config.device, say)
+    directory.begin("run", to_plain(config), environment(str(subject.device), subject.threads))
+    note_subject(directory, subject)
+    prepared = {
+        name: subject.prepare(name) for name in dict.fromkeys(s.precision for s in chosen)
+    }
+    if config.forward_mode == "accuracy":
+        judge_live(directory, subject, prepared, chosen, config, say)
+    else:
+        meter = choose_energy(directory, subject, config.hardware, say)
+        measure_chosen(directory, subject, prepared, chosen, config, meter, say)
+    directory.finish("run")
+
+
+def read_sweep(directory: RunDirectory) -> pd.DataFrame:
+    """The rows of sweep.csv.
+
+    Raises:
+        ExitbenchError: there is none.
+    """
+    if not directory.sweep.is_file():
+        raise ExitbenchError(
+            f"{directory.path} holds no sweep to choose settings from; run 'exitbench sweep'"
+        )
+    return pd.read_csv(directory.sweep, keep_default_na=False, na_values=[""])
+
+
+def chosen_settings(swept: pd.DataFrame, names: Sequence[str]) -> list[Setting]:
+    """Settings by role or by row number of sweep.csv (0 is the first after the header).
+
+    Without names: the full network, every-exit from exit 1 and from its best start layer,
+    predictive and the recommended setting, in every precision, and two points of the front.
+
+    Raises:
+        ExitbenchError: no such role or row, or one that knows the truth.
+    """
+    test = swept[swept.split == "test"]
+    rows = []
+    for name in names or DEFAULT_ROLES:
+        if name.isdigit():
+            if int(name) >= len(swept):
+                raise ExitbenchError(
+                    f"setting {name} is no row of sweep.csv, which has rows 0 to {len(swept) - 1}"
+                )
+            rows.append(swept.iloc[[int(name)]])
+            continue
+        plays = test.chosen_as.fillna("").str.split(";").apply(lambda roles, n=name: n in roles)
+        if names and not plays.any():
+            known = sorted({r for roles in test.chosen_as.dropna() for r in roles.split(";")})
+            raise ExitbenchError(
+                f"no setting plays the role {name!r} in sweep.csv; roles are {', '.join(known)}, "
+                "or give a row number"
+            )
+        rows.append(test[plays])
+    if not names:
+        rows.append(_front_points(swept, test))
+    settings = [setting_of(row) for _, row in pd.concat(rows).iterrows()]
+    if bounds := [s.words() for s in settings if s.policy == "oracle" or s.predictor == "perfect"]:
+        raise ExitbenchError(
+            f"{bounds[0]} knows the truth and can only be replayed; leave out {', '.join(BOUNDS)}"
+        )
+    return list(dict.fromkeys(settings))
+
+
+def _front_points(swept: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """Two settings from within the front: at one and two thirds of its useful accuracies."""
+    front = swept[(swept.split == "calibration") & (swept.pareto == 1)]
+    front = front[front.policy.isin(["every-exit", "predictive"])].sort_values("accuracy")
+    upper = front[front.accuracy >= front.accuracy.max() - 0.05]
+    if len(upper) < 3:
+        return test.iloc[:0]
+    picked = upper.iloc[[len(upper) // 3, 2 * len(upper) // 3]][list(SETTING_COLUMNS)]
+    return picked
+
+
+def measure_chosen(
+    directory: RunDirectory,
+    subject: Subject,
+    prepared: Mapping[str, Any],
+    settings: Sequence[Setting],
+    config: RunConfig,
+    meter: Meter | ChosenMeter,
+    say: Say,
+) -> None:
+    """Run and measure settings, precision by precision; those measured already are left out."""
+    table = CostTable.read(directory.cost)
+    samples = len(subject.parts["test"])
+    if config.limit is not None:
+        if config.limit < 1:
+            raise ExitbenchError(f"limit is {config.limit}; it must be at least 1")
+        samples = min(samples, config.limit)
+    done = {measured_key(row) for row in directory.read_measurements()}
+    for precision, network in prepared.items():
+        traces = load_traces(directory, precision)
+        prices = prices_for(table, traces, config.batch_size)
+        bench = Bench(subject, network, traces, prices, meter, prices.batch_size, samples)
+        todo = [
+            setting
+            for setting in settings
+            if setting.precision == precision
+            and measured_key(_sought(setting, bench, config.repeats)) not in done
+        ]
+        if not todo:
+            say(f"run {precision}: already measured")
+            continue
+        for row in run_settings(bench, todo, config.repeats, 0, say):
+            directory.append_measurement(row)
+            say(
+                f"measured {_setting(row).words()}: {row['latency_ms']:.4g} ms per sample, "
+                f"replayed {_number(row['replay_latency_ms'])} ms, same decisions "
+                f"{row['same_decisions']:.2%}"
+            )
+
+
+def _sought(setting: Setting, bench: Bench, repeats: int) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(setting, name) for name in SETTING_COLUMNS}
+    return values | {
+        "batch_size": bench.batch_size,
+        "samples": bench.samples,
+        "repeats": repeats,
+        "threads": bench.subject.threads,
+    }
+
+
+def _setting(row: Mapping[str, Any]) -> Setting:
+    return Setting(**{name: row[name] for name in SETTING_COLUMNS})
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
+
+
+def judge_live(
+    directory: RunDirectory,
+    subject: Subject,
+    prepared: Mapping[str, Any],
+    settings: Sequence[Setting],
+    config: RunConfig,
+    say: Say,
+) -> None:
+    """Forward mode ``accuracy``: run every exit, judge the forecasts of predictive settings."""
+    predictive = [setting for setting in settings if setting.policy == "predictive"]
+    if not predictive:
+        raise ExitbenchError(
+            "forward mode accuracy judges forecasts, but no predictive setting was chosen; name "
+            "one in --settings"
+        )
+    exits = subject.network.num_exits
+    starts = [config.start_layer] if config.start_layer else list(range(1, exits + 1))
+    if not 1 <= starts[0] <= exits:
+        raise ExitbenchError(f"start layer is {starts[0]}; this network has exits 1 to {exits}")
+    rows, cells = [], []
+    with tempfile.TemporaryDirectory(dir=directory.path, prefix=".live-") as folder:
+        for precision, network in prepared.items():
+            traces = load_traces(directory, precision)
+            live = _live_trace(subject, network, traces.test.meta, Path(folder), say)
+            for setting in (s for s in predictive if s.precision == precision):
+                judged = judge(setting, live, traces.scales, traces.calibration, starts)
+                for item in judged:
+                    say(
+                        f"{setting.words()}, from exit {item.start_layer}: {item.hits} of "
+                        f"{item.forecasts} forecasts right"
+                    )
+                for found, table in zip(
+                    tables(setting, "test", judged), (rows, cells), strict=True
+                ):
+                    table.append(found)
+    write_table(directory.path / "prediction.csv", pd.concat(rows, ignore_index=True))
+    write_table(directory.path / "prediction_confusion.csv", pd.concat(cells, ignore_index=True))
+
+
+def _live_trace(
+    subject: Subject, network: Any, meta: TraceMeta, folder: Path, say: Say
+) -> Trace:
+    part = subject.parts["test"]
+    path = folder / f"{meta.precision}.npz"
+    say(f"run {meta.precision}: {len(part)} images through every exit")
+    with writing(path, meta, part.labels, np.asarray(part.indices)) as writer:
+        record(writer, subject.batches("test", 256), network)
+    return Trace(path)

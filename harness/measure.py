@@ -1,0 +1,248 @@
+"""Really running settings, measured, and setting them beside their replay.
+
+A pass is one run over all samples, batch by batch. The first pass of every setting is not timed:
+it warms up, collects ``stat_each_layer`` and gives the decisions. The timed passes of all settings
+are interleaved in a fresh random order each round, so that drift meets all alike. Normalising
+the images happens outside the timed stretches.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .costs import Prices
+from .errors import ExitbenchError
+from .evidence import IntArray
+from .meters.base import Meter, Reading
+from .policies import Policy, Predictive
+from .predictors import ConvolutionPredictor, convolution_stack
+from .scheduler import LayerStatistics, Outcome, merge, walk
+from .settings import Setting, make_policy, true_leaves
+from .sources import LiveSource, TraceSource
+from .subject import Subject
+from .sweep import Traces, price
+
+CHUNK = 1024  # images normalised and held in memory at once
+Say = Callable[[str], None]
+
+
+@dataclass
+class Live:
+    """A setting made ready to run, with what its passes gave.
+
+    Attributes:
+        setting: what is run.
+        policy: made from the calibration trace; knows no truth.
+        outcome: the decisions, from the first pass.
+        statistics: ``stat_each_layer``, from the first pass.
+        passes: one reading per timed pass.
+    """
+
+    setting: Setting
+    policy: Policy
+    outcome: Outcome | None = None
+    statistics: LayerStatistics | None = None
+    passes: list[Reading] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the settings of one precision are run on.
+
+    Attributes:
+        subject: network and data.
+        prepared: the network in that precision.
+        traces: its traces; thresholds come from the calibration trace.
+        prices: its prices, for the replay beside the run.
+        meter: reads the energy of a timed stretch.
+        batch_size: images per batch.
+        samples: how many images of the test split are run, from its start.
+    """
+
+    subject: Subject
+    prepared: Any
+    traces: Traces
+    prices: Prices
+    meter: Meter
+    batch_size: int
+    samples: int
+
+
+def run_settings(
+    bench: Bench, settings: Sequence[Setting], repeats: int, seed: int, say: Say
+) -> list[dict[str, Any]]:
+    """The settings really run: one row of measurements.jsonl each.
+
+    Raises:
+        ExitbenchError: a setting needs the truth (oracle, perfect predictor), or ``repeats`` is
+            below 1.
+    """
+    if repeats < 1:
+        raise ExitbenchError(f"repeats is {repeats}; it must be at least 1")
+    exits = bench.subject.network.num_exits
+    lives = [
+        Live(s, make_policy(s, exits, bench.traces.scales, bench.traces.calibration))
+        for s in settings
+    ]
+    for live in lives:
+        say(f"run {live.setting.words()}: decisions over {bench.samples} samples")
+        live.statistics = _statistics(bench, live.setting)
+        live.outcome, _ = run_pass(bench, live, observe=live.statistics)
+    generator = np.random.default_rng(seed)
+    for number in range(1, repeats + 1):
+        say(f"run: timed pass {number} of {repeats} over {len(lives)} settings")
+        for index in generator.permutation(len(lives)):
+            _, reading = run_pass(bench, lives[index])
+            lives[index].passes.append(reading)
+    return [measurement(bench, live) for live in lives]
+
+
+def run_pass(
+    bench: Bench, live: Live, observe: LayerStatistics | None = None
+) -> tuple[Outcome, Reading]:
+    """One pass of a setting over the samples: what was decided, and time and energy."""
+    stack = _stack(bench, live.policy)
+    criterion = live.setting.criterion or "softmax"
+    exits = bench.subject.network.num_exits
+    outcomes: list[Outcome] = []
+    readings: list[Reading] = []
+    for start, images in _chunks(bench):
+        bench.prepared.synchronise()
+        window = bench.meter.open()
+        opened = time.perf_counter()
+        for low in range(0, len(images), bench.batch_size):
+            batch = images[low : low + bench.batch_size]
+            samples = np.arange(start + low, start + low + len(batch))
+            source = LiveSource(bench.prepared, exits, batch, samples, criterion, stack)
+            outcomes.append(walk(live.policy, source, observe))
+        bench.prepared.synchronise()
+        seconds = time.perf_counter() - opened
+        readings.append(_timed(window.close(), seconds))
+    return merge(outcomes), _total(readings)
+
+
+def _stack(bench: Bench, policy: Policy) -> Tensor | None:
+    if isinstance(policy, Predictive) and isinstance(policy.predictor, ConvolutionPredictor):
+        meta = bench.traces.calibration.meta
+        stack = convolution_stack(meta.classes, meta.kernel, meta.horizon)
+        return stack.to(bench.subject.device)
+    return None
+
+
+def _chunks(bench: Bench) -> Iterator[tuple[int, Tensor]]:
+    size = max(bench.batch_size, CHUNK - CHUNK % bench.batch_size)
+    for start in range(0, bench.samples, size):
+        yield start, bench.subject.images("test", start, min(start + size, bench.samples))
+
+
+def _timed(reading: Reading, seconds: float) -> Reading:
+    return Reading(seconds, reading.joules, reading.source, reading.note, reading.sources)
+
+
+def _total(readings: Sequence[Reading]) -> Reading:
+    joules: dict[str, float | None] = {}
+    for domain in readings[0].joules:
+        values = [reading.joules[domain] for reading in readings]
+        known = [value for value in values if value is not None]
+        joules[domain] = sum(known) if len(known) == len(values) else None
+    seconds = sum(reading.seconds for reading in readings)
+    notes = "; ".join(dict.fromkeys(r.note for r in readings if r.note))
+    return Reading(seconds, joules, readings[0].source, notes, readings[0].sources)
+
+
+def _statistics(bench: Bench, setting: Setting) -> LayerStatistics:
+    leaves = None
+    if setting.policy == "predictive":
+        leaves = true_leaves(setting, bench.traces.test, bench.traces.scales)
+    truth: IntArray = bench.subject.parts["test"].labels
+    return LayerStatistics(bench.subject.network.num_exits, truth, leaves)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The replay of a live setting on the same samples."""
+
+    accuracy: float
+    latency_ms: float | None
+    energy_mj: float | None
+    macs: float
+    same_decisions: float
+
+
+def replayed_beside(bench: Bench, live: Live) -> Beside:
+    """The same setting walked over the test trace, priced, and how many decisions agree."""
+    assert live.outcome is not None
+    criterion = live.setting.criterion or "softmax"
+    source = TraceSource(bench.traces.test, criterion, np.arange(bench.samples))
+    outcome = walk(live.policy, source)
+    same = (outcome.exit_at == live.outcome.exit_at) & (outcome.label == live.outcome.label)
+    counts = (outcome.histogram()[None], outcome.checks[None], outcome.forecasts[None])
+    cost = {name: float(value[0]) for name, value in price(*counts, bench.prices).items()}
+    truth = bench.subject.parts["test"].labels[: bench.samples]
+    return Beside(
+        float((outcome.label == truth).mean()),
+        _known(cost["latency_ms"]),
+        _known(cost["energy_mj"]),
+        cost["macs"],
+        float(same.mean()),
+    )
+
+
+def measurement(bench: Bench, live: Live) -> dict[str, Any]:
+    """The row of measurements.jsonl of a setting that has been run.
+
+    Latency and energy are means per sample of a pass; the median over the passes is reported,
+    with the smallest and the largest pass as ``low`` and ``high``.
+    """
+    assert live.outcome is not None and live.statistics is not None
+    beside = replayed_beside(bench, live)
+    truth = bench.subject.parts["test"].labels[: bench.samples]
+    latency = [reading.seconds * 1e3 / bench.samples for reading in live.passes]
+    joules = [reading.total_j for reading in live.passes]
+    energy = [value * 1e3 / bench.samples for value in joules if value is not None]
+    resolved = len(energy) == len(joules)
+    return {
+        **asdict(live.setting),
+        "batch_size": bench.batch_size,
+        "samples": bench.samples,
+        "repeats": len(live.passes),
+        "device": str(bench.subject.device),
+        "threads": bench.subject.threads,
+        "runtime": bench.prepared.name,
+        "accuracy": float((live.outcome.label == truth).mean()),
+        "macs": beside.macs,
+        "mean_exit": float(live.outcome.exit_at.mean()),
+        "latency_ms": float(np.median(latency)),
+        "latency_low_ms": min(latency),
+        "latency_high_ms": max(latency),
+        "energy_mj": float(np.median(energy)) if resolved else None,
+        "energy_source": live.passes[0].total_source if resolved else "unavailable",
+        "energy_note": live.passes[0].note,
+        "replay_accuracy": beside.accuracy,
+        "replay_latency_ms": beside.latency_ms,
+        "replay_energy_mj": beside.energy_mj,
+        "same_decisions": beside.same_decisions,
+        "exit_histogram": " ".join(map(str, live.outcome.histogram().tolist())),
+        "prediction_accuracy": live.statistics.prediction_accuracy(),
+        "stat_each_layer": live.statistics.rows(),
+        "confusion": live.statistics.confusion.tolist(),
+        "meters": [bench.meter.name],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def measured_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two measured runs the same, so that a resumed study leaves one out."""
+    names = ("policy", "criterion", "beta", "start_layer", "predictor", "precision")
+    return tuple(row.get(n) for n in (*names, "batch_size", "samples", "repeats", "threads"))
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,207 @@
+"""What every meter answers: which energy a stretch of time took, and how sure that is.
+
+A window is opened before the work and closed after it::
+
+    window = meter.open()      # synchronise the device first
+    ...work...
+    reading = window.close()   # synchronise the device first
+
+              open                close
+    counter ---+--------------------+---->      joules = counter(close) - counter(open)
+
+Windows of one meter may be nested or overlap; each is a pair of reads and knows of no other.
+Synchronising the device before both edges is the caller's business: a meter sees only time.
+
+Domains: ``gpu`` (the whole card), ``cpu`` (the CPU packages), ``dram`` (main memory, where it has
+a counter of its own), ``module`` (a whole board with CPU, GPU and memory on one rail). No two
+domains of one reading overlap, so they may be added.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, Protocol
+
+Source = Literal["measured", "modelled", "unavailable"]
+Clock = Callable[[], float]
+
+UPDATES_PER_WINDOW = 50
+"""Counter updates that a window must span: each edge may be off by one update, so 50 of them
+leave an error of at most 2%."""
+
+_WEAKEST_FIRST: tuple[Source, ...] = ("unavailable", "modelled", "measured")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The energy of one closed window.
+
+    Attributes:
+        seconds: length of the window, on a monotonic clock.
+        joules: per domain; None where this window could not be resolved. A domain that has no
+            meter at all is not a key.
+        source: where the total comes from: the weakest source among the domains.
+        note: why a domain is None; empty when every domain is resolved.
+        sources: per domain, where they differ; empty means ``source`` for all.
+    """
+
+    seconds: float
+    joules: Mapping[str, float | None]
+    source: Source
+    note: str = ""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    @property
+    def total_j(self) -> float | None:
+        """Joules of all domains together; None as soon as one of them is not resolved."""
+        return _sum(list(self.joules.values()))
+
+    @property
+    def gpu_j(self) -> float | None:
+        """Joules of the GPU; None where it is not resolved or has no meter of its own."""
+        return self._of("gpu")
+
+    @property
+    def cpu_j(self) -> float | None:
+        """Joules of the CPU and, where it has its own counter, of its memory; else None."""
+        return self._of("cpu", "dram")
+
+    @property
+    def gpu_source(self) -> Source:
+        """Where ``gpu_j`` comes from; ``unavailable`` where it is None."""
+        return "unavailable" if self.gpu_j is None else self._source("gpu")
+
+    @property
+    def cpu_source(self) -> Source:
+        """Where ``cpu_j`` comes from; ``unavailable`` where it is None."""
+        return "unavailable" if self.cpu_j is None else self._source("cpu", "dram")
+
+    @property
+    def total_source(self) -> Source:
+        """Where ``total_j`` comes from; ``unavailable`` where it is None."""
+        return "unavailable" if self.total_j is None else self.source
+
+    def _of(self, *domains: str) -> float | None:
+        return _sum([self.joules[domain] for domain in domains if domain in self.joules])
+
+    def _source(self, *domains: str) -> Source:
+        return weakest(
+            self.sources.get(name, self.source) for name in domains if name in self.joules
+        )
+
+
+class Window(Protocol):
+    """An open window; ``close`` may be called once."""
+
+    def close(self) -> Reading:
+        """The energy since the window was opened. Never raises for a counter that fails."""
+        ...
+
+
+class Meter(Protocol):
+    """One source of energy readings."""
+
+    @property
+    def name(self) -> str:
+        """The meter in the user's words, such as ``NVML energy counter of GPU 0``."""
+        ...
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """What it covers; the keys of its readings' ``joules``."""
+        ...
+
+    @property
+    def source(self) -> Source:
+        """``measured`` (a counter or sensor) or ``modelled`` (power of a profile x time)."""
+        ...
+
+    @property
+    def update_period_s(self) -> float | None:
+        """Time between two updates of the counter; None where any window can be resolved."""
+        ...
+
+    def open(self) -> Window:
+        """Start a window."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A meter that cannot be used here.
+
+    Attributes:
+        name: the meter in the user's words.
+        domains: what it would have covered.
+        reason: why it cannot be used.
+        remedy: what would make it usable, an exact command where there is one; may be empty.
+    """
+
+    name: str
+    domains: tuple[str, ...]
+    reason: str
+    remedy: str = ""
+
+    @property
+    def words(self) -> str:
+        """Reason and remedy in one line."""
+        return f"{self.reason}. {self.remedy}" if self.remedy else self.reason
+
+
+def minimum_window_s(meter: Meter) -> float:
+    """The shortest window that this meter resolves, in seconds; 0 where any is."""
+    return UPDATES_PER_WINDOW * (meter.update_period_s or 0.0)
+
+
+def too_short(seconds: float, update_period_s: float) -> str:
+    """Why a window of ``seconds`` cannot be resolved; empty when it can."""
+    needed = UPDATES_PER_WINDOW * update_period_s
+    if seconds >= needed:
+        return ""
+    return (
+        f"the window of {seconds * 1e3:.3g} ms is too short for a counter that updates every "
+        f"{update_period_s * 1e3:.3g} ms: {needed:.3g} s are needed"
+    )
+
+
+def weakest(sources: Iterable[Source]) -> Source:
+    """The least trustworthy of some sources; ``unavailable`` of none."""
+    present = set(sources)
+    return next((source for source in _WEAKEST_FIRST if source in present), "unavailable")
+
+
+def measured_period_s(
+    read: Callable[[], int], clock: Clock, *, updates: int = 20, limit_s: float = 2.0
+) -> float | None:
+    """Median time between two changes of a counter, found by polling it.
+
+    Args:
+        read: the counter's present value.
+        clock: a monotonic clock in seconds.
+        updates: changes to wait for.
+        limit_s: give up after this long; the changes seen by then are used.
+
+    Returns:
+        Seconds, or None when the counter changed less than twice: it is stuck.
+    """
+    start = clock()
+    value = read()
+    changes: list[float] = []
+    while len(changes) <= updates:
+        latest, now = read(), clock()
+        if latest != value:
+            changes.append(now)
+            value = latest
+        if now - start > limit_s:
+            break
+    if len(changes) < 2:
+        return None
+    return statistics.median(later - earlier for earlier, later in pairwise(changes))
+
+
+def _sum(values: list[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) if present and len(present) == len(values) else None

@@ -1,0 +1,186 @@
+"""The commands that join others: study, demo, report and subset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .configs import (
+    DataConfig,
+    DemoConfig,
+    DeviceConfig,
+    ProfileConfig,
+    ReportConfig,
+    RunConfig,
+    StudyConfig,
+    SubsetConfig,
+    SweepConfig,
+    TraceConfig,
+    TrainConfig,
+)
+from .difficulty import easy_positions, first_exits, hard_positions, sample_list, write_samples
+from .environment import environment
+from .errors import ExitbenchError
+from .live import chosen_settings, measure_chosen, read_sweep
+from .options import to_plain
+from .profiling import check_profile, choose_energy, profile_subject
+from .rundir import RunDirectory
+from .scheduler import walk
+from .settings import Setting, make_policy
+from .sources import TraceSource
+from .subject import load_subject, usable_precisions
+from .sweeping import load_traces, make_grid, run_sweep
+from .tracing import note_subject, trace_subject
+
+Say = Callable[[str], None]
+
+
+def run_report(config: ReportConfig, say: Say) -> None:
+    """Draw the figures and the page of a run directory, from its files alone."""
+    from ..reports import write_report
+
+    RunDirectory(config.run, create=False)
+    page = write_report(config.run, config.out, say)
+    say(f"report: {page}")
+
+
+def run_study(config: StudyConfig, say: Say) -> None:
+    """Trace, profile, sweep, run and report; steps that are done already are left out.
+
+    Raises:
+        ExitbenchError: a value is wrong, or the network, data or device cannot be used.
+    """
+    sweeping = _sweep_config(config, None)
+    make_grid(sweeping)
+    profiling = _profile_config(config)
+    check_profile(profiling)
+    if config.batch_size not in config.batch_sizes:
+        raise ExitbenchError(
+            f"batch size {config.batch_size} is not among the batch sizes to profile "
+            f"({', '.join(map(str, config.batch_sizes))}); settings could not be priced"
+        )
+    subject = load_subject(config.checkpoint, config.data, config.device, say, config.limit)
+    directory = RunDirectory(config.run)
+    where = environment(str(subject.device), subject.threads)
+    directory.begin("study", to_plain(config), where)
+    note_subject(directory, subject)
+    usable, missing = usable_precisions(config.precisions, subject.device, False, say)
+    directory.update(
+        precisions={
+            name: {"runtime": None, "available": False, "reason": why}
+            for name, why in missing.items()
+        }
+    )
+    tracing = TraceConfig(config.run, config.checkpoint, horizon=config.horizon)
+    prepared = trace_subject(directory, subject, usable, tracing, say)
+    profile_subject(directory, subject, prepared, profiling, say, resume=True)
+    run_sweep(_sweep_config(config, tuple(usable)), say)
+    directory = RunDirectory(config.run)
+    meter = choose_energy(directory, subject, config.hardware, say)
+    chosen = chosen_settings(read_sweep(directory), ())
+    running = RunConfig(
+        config.run,
+        repeats=config.repeats,
+        limit=config.run_limit,
+        batch_size=config.batch_size,
+        hardware=config.hardware,
+    )
+    measure_chosen(directory, subject, prepared, chosen, running, meter, say)
+    directory.finish("study")
+    run_report(ReportConfig(config.run), say)
+
+
+def _profile_config(config: StudyConfig) -> ProfileConfig:
+    return ProfileConfig(
+        config.run,
+        batch_sizes=config.batch_sizes,
+        seconds=config.seconds,
+        energy=config.energy,
+        hardware=config.hardware,
+        horizon=config.horizon,
+    )
+
+
+def _sweep_config(config: StudyConfig, precisions: tuple[str, ...] | None) -> SweepConfig:
+    return SweepConfig(
+        config.run,
+        criteria=config.criteria,
+        beta=config.beta,
+        beta_count=config.beta_count,
+        predictors=config.predictors,
+        precisions=precisions,  # type: ignore[arg-type]
+        batch_size=config.batch_size,
+        accuracy_loss=config.accuracy_loss,
+    )
+
+
+def run_demo(config: DemoConfig, say: Say) -> None:
+    """Train a small VGG-19 with 20 exits on the embedded digits and study it.
+
+    Takes up again where an interrupted demo stopped.
+    """
+    from .training import run_train
+
+    folder = Path(config.run)
+    data = DataConfig(dataset="digits")
+    backbone, network = folder / "backbone.safetensors", folder / "network.safetensors"
+    device = DeviceConfig(config.device.device, config.device.threads)
+    say("demo, step 1 of 3: train the backbone on the digits")
+    run_train(
+        TrainConfig(
+            backbone, mode="original", width=0.25, optimizer="sgd", epochs=10, batch_size=64,
+            data=data, device=device,
+        ),
+        say,
+    )  # fmt: skip
+    say("demo, step 2 of 3: train the 20 exits on the frozen backbone")
+    run_train(
+        TrainConfig(
+            network, mode="exits", init=backbone, optimizer="adam", epochs=8, batch_size=64,
+            learning_rate=5e-3, data=data, device=device,
+        ),
+        say,
+    )  # fmt: skip
+    say("demo, step 3 of 3: trace, profile, sweep, run and report")
+    run_study(
+        StudyConfig(
+            network, folder, seconds=6.0, beta_count=15, data=data, device=device, repeats=3
+        ),
+        say,
+    )
+
+
+def run_subset(config: SubsetConfig, say: Say) -> None:
+    """Write the list of easy or hard samples, as ``every-exit`` from exit 1 tells them apart.
+
+    Raises:
+        ExitbenchError: the trace is missing, or no sample is that easy or hard.
+    """
+    directory = RunDirectory(config.run, create=False)
+    traces = load_traces(directory, config.precision)
+    trace = traces.test if config.split == "test" else traces.calibration
+    exits = trace.meta.exits
+    scale = traces.scales[config.criterion]
+    beta = config.beta
+    if beta is None:
+        ratios = traces.calibration.confidence(config.criterion) / scale[:, None]
+        beta = float(f"{np.median(ratios):.6g}")
+    setting = Setting("every-exit", config.criterion, beta, 1, None, config.precision)
+    policy = make_policy(setting, exits, traces.scales, traces.calibration)
+    outcome = walk(policy, TraceSource(trace, config.criterion))
+    last = first_exits(exits) if config.exit is None else config.exit
+    if config.difficulty == "easy":
+        positions = easy_positions(outcome.exit_at, exits, last)
+    else:
+        positions = hard_positions(outcome.exit_at, exits)
+    samples = sample_list(
+        trace.meta.dataset, config.split, trace.meta.samples, positions,
+        difficulty=config.difficulty, setting=setting.words(), last_exit=last,
+    )  # fmt: skip
+    write_samples(config.out, samples)
+    say(
+        f"{len(positions)} of {trace.meta.samples} {config.split} samples are "
+        f"{config.difficulty} ({setting.words()}); wrote {config.out}"
+    )

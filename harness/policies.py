@@ -1,0 +1,114 @@
+"""Policies: at each checked exit, leave, or which exit to check next. Pure; they run nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .evidence import Evidence, FloatArray, IntArray
+from .predictors import Predictor
+
+POLICIES = {
+    "full": "no exits: the whole network",
+    "every-exit": "check every exit from the start layer on",
+    "predictive": "check, forecast the exit to check next, skip those in between",
+    "fixed": "always leave at one exit: a shorter network",
+    "oracle": "leave at the earliest correct exit; an upper bound, not a method",
+}
+
+
+class Policy(Protocol):
+    """Decides, for samples that are due at an exit, where each goes."""
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether a sample that stays pays for a forecast."""
+
+    def first(self, samples: IntArray) -> IntArray:
+        """The exit to check first, per sample: (n,); E + 1 is the classifier."""
+
+    def decide(self, exit: int, evidence: Evidence) -> IntArray:
+        """The next exit to check, per sample: (n,); the same exit means "leave here"."""
+
+
+@dataclass(frozen=True)
+class Full:
+    """The whole network, no exit checked."""
+
+    exits: int
+    forecasts: bool = False
+
+    def first(self, samples: IntArray) -> IntArray:
+        return np.full(len(samples), self.exits + 1)
+
+    def decide(self, exit: int, evidence: Evidence) -> IntArray:
+        return np.full(len(evidence.samples), self.exits + 1)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Every sample leaves at one exit."""
+
+    exit: int
+    forecasts: bool = False
+
+    def first(self, samples: IntArray) -> IntArray:
+        return np.full(len(samples), self.exit)
+
+    def decide(self, exit: int, evidence: Evidence) -> IntArray:
+        return np.full(len(evidence.samples), exit)
+
+
+@dataclass(frozen=True)
+class EveryExit:
+    """Every exit from ``start_layer`` on is checked; limits (E,) are beta * T_i."""
+
+    limits: FloatArray
+    start_layer: int = 1
+    forecasts: bool = False
+
+    def first(self, samples: IntArray) -> IntArray:
+        return np.full(len(samples), self.start_layer)
+
+    def decide(self, exit: int, evidence: Evidence) -> IntArray:
+        return np.where(evidence.confidence >= self.limits[exit - 1], exit, exit + 1)
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """Predictive Exit: a sample that stays is checked next where the predictor says.
+
+    A jump past the last exit goes to the classifier. limits (E,) are beta * T_i.
+    """
+
+    limits: FloatArray
+    start_layer: int
+    predictor: Predictor
+    forecasts: bool = True
+
+    def first(self, samples: IntArray) -> IntArray:
+        return np.full(len(samples), self.start_layer)
+
+    def decide(self, exit: int, evidence: Evidence) -> IntArray:
+        following = np.full(len(evidence.samples), exit)
+        stay = np.flatnonzero(evidence.confidence < self.limits[exit - 1])
+        if len(stay):
+            jump = self.predictor.jump(exit, evidence, stay)
+            following[stay] = np.minimum(exit + jump, len(self.limits) + 1)
+        return following
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Leaves at the earliest exit whose answer is right; leave_at (N,) by position in the split."""
+
+    leave_at: IntArray
+    forecasts: bool = False
+
+    def first(self, samples: IntArray) -> IntArray:
+        return self.leave_at[samples].astype(np.int64)
+
+    def decide(self, exit: int, evidence: Evidence) -> IntArray:
+        return np.full(len(evidence.samples), exit)

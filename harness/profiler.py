@@ -1,0 +1,271 @@
+"""The cost of every segment, head, forecast and the classifier on this device, row by row.
+
+The network runs once and every state between its parts is kept; then each part is timed alone on
+its own kept input, all parts interleaved. The whole network is timed among them, so that what the
+parts leave unexplained (caches warmed by the layer before, calls from Python) is known: the
+residue, whole minus the sum of the parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.blocks import State
+from ..models.counting import FLOAT_BYTES, Counts, NetworkCounts
+from .energy import UnitEnergy, measure_energy
+from .errors import ExitbenchError
+from .meters.base import Meter
+from .runtime.base import Prepared
+from .timing import Limits, Timing, measure
+
+ELEMENT_BYTES: dict[str, int] = {"fp32": FLOAT_BYTES, "bf16": 2, "int8": 1}
+
+Forecast = Callable[[Tensor], object]
+Part = tuple[str, int]
+WHOLE: Part = ("whole", 0)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cost of a network's parts for one precision, batch size and operating point.
+
+    Attributes:
+        rows: rows of ``cost.csv``, per sample; None is unknown.
+        whole: the whole network beside the sum of its parts, per sample, for the manifest.
+        notes: what was not reached or could not be resolved, one sentence each.
+        samples_ms: the raw latencies per sample of the data, by part (``segment 3``, ``whole``).
+    """
+
+    rows: list[dict[str, Any]]
+    whole: dict[str, Any]
+    notes: tuple[str, ...]
+    samples_ms: dict[str, list[float]]
+
+
+def profile(
+    prepared: Prepared,
+    counts: NetworkCounts,
+    inputs: Tensor,
+    forecast: Forecast | None,
+    limits: Limits,
+    meter: Meter | None,
+    *,
+    forecast_counts: Counts | None = None,
+    operating_point: str = "default",
+    clock_mhz: float | None = None,
+) -> Profile:
+    """The measured cost of every part of ``prepared``.
+
+    Args:
+        prepared: the network, ready for one precision on one device.
+        counts: the same network's ``ExitNetwork.counts()``.
+        inputs: float32 images (N, 3, side, side), normalised; N is the batch size. Put them on
+            the network's device, or their transfer is part of segment 1.
+        forecast: what a policy computes from the logits (N, classes) of a head, beside the head
+            itself; no forecast rows if None.
+        limits: when measuring stops.
+        meter: where energy comes from; energy is unavailable if None.
+        forecast_counts: the MACs and FLOPs of one sample's forecast; needed with ``forecast``.
+        operating_point: name of the clock setting.
+        clock_mhz: the clock in MHz, where known.
+
+    Raises:
+        ExitbenchError: the counts are of another network, the inputs are empty, or the precision
+            is unknown.
+    """
+    _check(prepared, counts, inputs, forecast, forecast_counts)
+    units = _units(prepared, inputs, forecast)
+    named = {_label(part): call for part, call in units.items()}
+    timings = measure(named, limits, synchronise=prepared.synchronise)
+    notes = _timing_notes(timings, limits)
+    energies = {name: UnitEnergy() for name in named}
+    if meter is not None:
+        energies, unresolved = measure_energy(
+            named, timings, meter, limits, synchronise=prepared.synchronise
+        )
+        notes += unresolved
+    batch = len(inputs)
+    setting = _setting(prepared, batch)
+    setting |= {"operating_point": operating_point, "clock_mhz": clock_mhz}
+    rows = []
+    for part in units:
+        if part != WHOLE:
+            counted = _counts_of(part, counts, forecast_counts)
+            rows.append(
+                {"kind": part[0], "index": part[1], "name": _name(part, counts)}
+                | setting
+                | _count_columns(part, counted, prepared.precision, batch)
+                | _latency_columns(timings[_label(part)], batch)
+                | _energy_columns(energies[_label(part)], batch)
+                | {"uncounted": counted.uncounted_text() or None}
+            )
+    whole = _whole(timings["whole"], energies["whole"], rows, batch)
+    return Profile(rows, whole, tuple(notes), _raw_samples(timings, batch))
+
+
+def _check(
+    prepared: Prepared,
+    counts: NetworkCounts,
+    inputs: Tensor,
+    forecast: Forecast | None,
+    forecast_counts: Counts | None,
+) -> None:
+    if len(inputs) == 0:
+        raise ExitbenchError("no images to profile with; a batch needs at least one")
+    if len(counts.heads) != prepared.num_exits:
+        raise ExitbenchError(
+            f"the prepared network has {prepared.num_exits} exits, its counts have "
+            f"{len(counts.heads)}; take both from the same network"
+        )
+    if prepared.precision not in ELEMENT_BYTES:
+        raise ExitbenchError(
+            f"precision is {prepared.precision!r}; known are {', '.join(ELEMENT_BYTES)}"
+        )
+    if forecast is not None and forecast_counts is None:
+        raise ExitbenchError("a forecast is timed only together with its counts")
+
+
+def _setting(prepared: Prepared, batch: int) -> dict[str, Any]:
+    return {
+        "precision": prepared.precision,
+        "runtime": prepared.name,
+        "device": str(prepared.device),
+        "threads": torch.get_num_threads() if prepared.device.type == "cpu" else None,
+        "batch_size": batch,
+    }
+
+
+def _units(
+    prepared: Prepared, inputs: Tensor, forecast: Forecast | None
+) -> dict[Part, Callable[[], object]]:
+    """Every part as a call on its own input, taken from one run of the network."""
+    units: dict[Part, Callable[[], object]] = {}
+    last = prepared.num_exits + 1
+    state: State = inputs
+    for number in range(1, last + 1):
+        units["segment", number] = _call(prepared.run_segment, number, state)
+        state = prepared.run_segment(number, state)
+        if number < last:
+            units["head", number] = _call(prepared.run_head, number, state)
+            if forecast is not None:
+                logits = prepared.run_head(number, state)
+                units["forecast", number] = _call(forecast, logits)
+    units["classifier", last] = _call(prepared.run_classifier, state)
+
+    def whole() -> Tensor:
+        state: State = inputs
+        for number in range(1, last + 1):
+            state = prepared.run_segment(number, state)
+        return prepared.run_classifier(state)
+
+    units[WHOLE] = whole
+    return units
+
+
+def _call(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
+    return lambda: function(*arguments)
+
+
+def _label(part: Part) -> str:
+    return "whole" if part == WHOLE else f"{part[0]} {part[1]}"
+
+
+def _name(part: Part, counts: NetworkCounts) -> str:
+    names = (*counts.exit_names, "classifier")
+    return names[part[1] - 1]
+
+
+def _counts_of(part: Part, counts: NetworkCounts, forecast: Counts | None) -> Counts:
+    kind, number = part
+    if kind == "segment":
+        return counts.segments[number - 1]
+    if kind == "head":
+        return counts.heads[number - 1]
+    if kind == "classifier":
+        return counts.classifier
+    assert forecast is not None
+    return forecast
+
+
+def _count_columns(part: Part, counts: Counts, precision: str, batch: int) -> dict[str, Any]:
+    # Heads and forecasts stay in float32 whatever the precision of the backbone.
+    backbone = part[0] in ("segment", "classifier")
+    element = ELEMENT_BYTES[precision] if backbone else FLOAT_BYTES
+    return {
+        "macs": counts.macs,
+        "flops": counts.flops,
+        "params": counts.params,
+        "bytes": math.ceil(counts.bytes_per_sample(batch, element)),
+    }
+
+
+def _latency_columns(timing: Timing, batch: int) -> dict[str, Any]:
+    low, high = timing.interval_s or (None, None)
+    return {
+        "latency_ms": _milli(timing.median_s, batch),
+        "latency_low_ms": _milli(low, batch),
+        "latency_high_ms": _milli(high, batch),
+        "repeats": timing.repeats,
+    }
+
+
+def _energy_columns(energy: UnitEnergy, batch: int) -> dict[str, Any]:
+    low, high = energy.interval_j or (None, None)
+    return {
+        "energy_mj": _milli(energy.total_j, batch),
+        "energy_low_mj": _milli(low, batch),
+        "energy_high_mj": _milli(high, batch),
+        "energy_source": energy.source,
+        "gpu_energy_mj": _milli(energy.gpu_j, batch),
+        "gpu_energy_source": energy.gpu_source,
+        "cpu_energy_mj": _milli(energy.cpu_j, batch),
+        "cpu_energy_source": energy.cpu_source,
+        "power_w": energy.power_w,
+    }
+
+
+def _whole(
+    timing: Timing, energy: UnitEnergy, rows: list[dict[str, Any]], batch: int
+) -> dict[str, Any]:
+    """The whole network, the sum of its segments and classifier, and what lies between them."""
+    backbone = [row for row in rows if row["kind"] in ("segment", "classifier")]
+    whole = _latency_columns(timing, batch) | _energy_columns(energy, batch)
+    for quantity in ("latency_ms", "energy_mj"):
+        values = [row[quantity] for row in backbone]
+        parts = None if None in values else math.fsum(values)
+        known = parts is not None and whole[quantity] is not None
+        whole[f"parts_{quantity}"] = parts
+        whole[f"residue_{quantity}"] = whole[quantity] - parts if known else None
+    whole["residue_share"] = whole["residue_latency_ms"] / whole["latency_ms"]
+    return whole
+
+
+def _raw_samples(timings: dict[str, Timing], batch: int) -> dict[str, list[float]]:
+    return {
+        name: [seconds * 1e3 / batch for seconds in timing.samples_s.tolist()]
+        for name, timing in timings.items()
+    }
+
+
+def _timing_notes(timings: dict[str, Timing], limits: Limits) -> list[str]:
+    notes = []
+    if not all(timing.warm for timing in timings.values()):
+        notes.append("the warm-up ended at its time limit before times were stable")
+    wide = [name for name, timing in timings.items() if not timing.target_reached]
+    if wide:
+        notes.append(
+            f"after {limits.seconds:g} s the 95% interval of {len(wide)} of {len(timings)} "
+            f"medians was still wider than {limits.interval:.1%} to a side: {', '.join(wide)}"
+        )
+    return notes
+
+
+def _milli(value: float | None, batch: int) -> float | None:
+    """Per sample and in thousandths: seconds to ms, joules to mJ; None stays None."""
+    return None if value is None else value * 1e3 / batch

@@ -1,0 +1,128 @@
+"""What every runtime gives: a network prepared for one precision on one device."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...models.blocks import State, main_path
+from ...models.network import ExitNetwork
+from .plan import Plan
+
+
+class Prepared(Protocol):
+    """A network that runs piece by piece under ``torch.inference_mode``.
+
+    Attributes:
+        name: the runtime, as in ``registry.RUNTIMES``.
+        words: one sentence on what runs, and why if something faster does not.
+        precision: ``fp32``, ``bf16`` or ``int8``; of the backbone, heads are always fp32.
+        device: where it runs.
+        num_exits: E.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def words(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def num_exits(self) -> int: ...
+
+    def run_segment(self, number: int, state: State) -> State:
+        """The state after segment ``number`` (1..E + 1), from the state before it.
+
+        The state before segment 1 is float32 images (N, 3, side, side), normalised. Other states
+        are opaque: their type and scale belong to the runtime. The given state is left unchanged.
+        """
+
+    def run_head(self, number: int, state: State) -> Tensor:
+        """Float32 logits (N, classes) of head ``number`` (1..E) on the state at its exit."""
+
+    def run_classifier(self, state: State) -> Tensor:
+        """Float32 logits (N, classes) of the classifier on the state after segment E + 1."""
+
+    def select(self, state: State, indices: Tensor) -> State:
+        """The state of the batch rows ``indices`` (int64), in that order."""
+
+    def synchronise(self) -> None:
+        """Wait until the device has finished all that was asked of it."""
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """The ``Prepared`` of every runtime: a plan of its operators, and the heads in fp32."""
+
+    name: str
+    words: str
+    precision: str
+    device: torch.device
+    plan: Plan
+    heads: tuple[nn.Module, ...]
+    classifier: nn.Module
+
+    @property
+    def num_exits(self) -> int:
+        """E: how many exits there are besides the classifier."""
+        return len(self.heads)
+
+    @torch.inference_mode()
+    def run_segment(self, number: int, state: State) -> State:
+        """The state after segment ``number``; see ``Prepared``."""
+        if number == 1:
+            state = self.plan.enter(main_path(state).to(self.device))
+        for step in self.plan.segments[number - 1]:
+            state = step(state)
+        return state
+
+    @torch.inference_mode()
+    def run_head(self, number: int, state: State) -> Tensor:
+        """Float32 logits of head ``number``; see ``Prepared``."""
+        features = self.plan.features[number - 1](main_path(state))
+        logits: Tensor = self.heads[number - 1](features)
+        return logits
+
+    @torch.inference_mode()
+    def run_classifier(self, state: State) -> Tensor:
+        """Float32 logits of the classifier; see ``Prepared``."""
+        logits: Tensor = self.classifier(self.plan.features[-1](main_path(state)))
+        return logits
+
+    @torch.inference_mode()
+    def select(self, state: State, indices: Tensor) -> State:
+        """The state of the batch rows ``indices``; see ``Prepared``."""
+        indices = indices.to(self.device)
+        if isinstance(state, tuple):
+            return tuple(_rows(tensor, indices) for tensor in state)
+        return _rows(state, indices)
+
+    def synchronise(self) -> None:
+        """Wait until the device has finished; see ``Prepared``."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def exit_modules(
+    network: ExitNetwork, device: torch.device
+) -> tuple[tuple[nn.Module, ...], nn.Module]:
+    """Copies of the heads and the classifier, in fp32 on ``device``, in evaluation mode."""
+    numbers = range(1, network.num_exits + 1)
+    # One deep copy for all, so that what the heads share stays shared.
+    heads = copy.deepcopy(nn.ModuleList([*map(network.head, numbers), network.classifier]))
+    heads.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+    return tuple(heads[:-1]), heads[-1]
+
+
+def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
+    if tensor.dim() != 4:
+        return tensor.index_select(0, indices)
+    # index_select copies whole rows, keeping channels_last, only where memory order is index order.
+    rows = tensor.permute(0, 2, 3, 1).index_select(0, indices.to(tensor.device))
+    return rows.permute(0, 3, 1, 2)

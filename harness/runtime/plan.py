@@ -1,0 +1,194 @@
+"""How a backbone becomes a list of a runtime's own operators.
+
+A runtime gives a *kit* of operators; the walk over the backbone's units is the same for all. Every
+tensor that an operator makes has a *site*, the name under which calibration knows its range: the
+unit's name, ``NAME.project`` for a projected shortcut, ``input`` for the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ...models.blocks import ConvBlock, ResidualEnd, ResidualStart, State
+from ...models.network import ExitNetwork
+from ..errors import ExitbenchError
+
+INPUT = "input"
+
+Step = Callable[[State], State]
+Unary = Callable[[Tensor], Tensor]
+Binary = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution with its batch norm folded in: float32 weight (K, C, h, w) and bias (K,)."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+class Kit(Protocol):
+    """A runtime's operators. ``site`` names the output, ``source`` the input of an operator."""
+
+    def enter(self) -> Unary:
+        """Normalised float32 images to the tensor at site ``input``."""
+
+    def conv(self, conv: Convolution, site: str, source: str, relu: bool) -> Unary:
+        """conv(x), or relu(conv(x))."""
+
+    def conv_add(self, conv: Convolution, site: str, source: str, shortcut: str) -> Binary:
+        """relu(conv(x) + y), with y the tensor at site ``shortcut``, left unchanged."""
+
+    def max_pool(self, side: int) -> Unary:
+        """Largest value of each ``side`` x ``side`` window, windows not overlapping."""
+
+    def features(self, site: str) -> Unary:
+        """The tensor at ``site`` in float32, as a head reads it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operators in the order in which they run.
+
+    Attributes:
+        enter: images to the first state.
+        segments: E + 1 lists of steps, one step per backbone unit.
+        features: per segment, its last state's main path in float32.
+        names: the unit's name of each step, as ``segments``.
+    """
+
+    enter: Unary
+    segments: tuple[tuple[Step, ...], ...]
+    features: tuple[Unary, ...]
+    names: tuple[tuple[str, ...], ...]
+
+
+def make_plan(network: ExitNetwork, kit: Kit) -> Plan:
+    """The network's backbone in the operators of ``kit``.
+
+    Raises:
+        ExitbenchError: a unit that no runtime knows how to fold.
+    """
+    sites: tuple[str, ...] = (INPUT,)
+    segments, features, names = [], [], []
+    for number in range(1, network.num_exits + 2):
+        steps = []
+        units = network.segment_units(number)
+        for name, unit in units:
+            step, sites = _step(unit, name, sites, kit)
+            steps.append(step)
+        segments.append(tuple(steps))
+        features.append(kit.features(sites[0]))
+        names.append(tuple(name for name, _ in units))
+    return Plan(kit.enter(), tuple(segments), tuple(features), tuple(names))
+
+
+@torch.inference_mode()
+def run_plan(plan: Plan, images: Tensor) -> Tensor:
+    """The last state's features (N, C, H, W), in float32, after all segments."""
+    state: State = plan.enter(images)
+    for steps in plan.segments:
+        for step in steps:
+            state = step(state)
+    assert isinstance(state, Tensor)
+    return plan.features[-1](state)
+
+
+def fold(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
+    """One convolution that equals ``norm(conv(x))`` in evaluation mode.
+
+    Raises:
+        ExitbenchError: the pair is not a plain convolution and its batch norm.
+    """
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or conv.groups != 1:
+        raise ExitbenchError(
+            f"cannot prepare {conv} followed by {norm}: runtimes fold an ungrouped convolution "
+            "with a BatchNorm2d that keeps running statistics"
+        )
+    with torch.no_grad():
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,  # type: ignore[arg-type]
+            norm.weight, norm.bias,
+        )  # fmt: skip
+    stride, padding = conv.stride, conv.padding
+    assert isinstance(padding, tuple)
+    return Convolution(
+        weight.detach().float(), bias.detach().float(),
+        (stride[0], stride[1]), (padding[0], padding[1]),
+    )  # fmt: skip
+
+
+def _step(
+    unit: nn.Module, name: str, sites: tuple[str, ...], kit: Kit
+) -> tuple[Step, tuple[str, ...]]:
+    for kind, make in _STEPS.items():
+        if isinstance(unit, kind):
+            return make(unit, name, sites, kit)
+    raise ExitbenchError(
+        f"cannot prepare unit {name!r}: runtimes know {', '.join(k.__name__ for k in _STEPS)}, "
+        f"not {type(unit).__name__}. Build the backbone from the blocks of models/blocks.py."
+    )
+
+
+def _conv_block(
+    unit: ConvBlock, name: str, sites: tuple[str, ...], kit: Kit
+) -> tuple[Step, tuple[str, ...]]:
+    run = kit.conv(fold(unit.conv, unit.bn), name, sites[0], relu=True)
+    return run, (name,)  # type: ignore[return-value]
+
+
+def _max_pool(
+    unit: nn.MaxPool2d, name: str, sites: tuple[str, ...], kit: Kit
+) -> tuple[Step, tuple[str, ...]]:
+    side = unit.kernel_size
+    if not isinstance(side, int) or unit.stride != side or unit.padding or unit.ceil_mode:
+        raise ExitbenchError(f"cannot prepare unit {name!r}: {unit} has overlapping windows")
+    return kit.max_pool(side), sites  # type: ignore[return-value]
+
+
+def _residual_start(
+    unit: ResidualStart, name: str, sites: tuple[str, ...], kit: Kit
+) -> tuple[Step, tuple[str, ...]]:
+    first = kit.conv(fold(unit.first.conv, unit.first.bn), name, sites[0], relu=True)
+
+    def step(state: State) -> State:
+        assert isinstance(state, Tensor)
+        return first(state), state
+
+    return step, (name, sites[0])
+
+
+def _residual_end(
+    unit: ResidualEnd, name: str, sites: tuple[str, ...], kit: Kit
+) -> tuple[Step, tuple[str, ...]]:
+    main_site, shortcut_site = sites
+    project: Unary | None = None
+    if unit.project is not None:
+        conv, norm = unit.project
+        assert isinstance(conv, nn.Conv2d)
+        project = kit.conv(fold(conv, norm), f"{name}.project", shortcut_site, relu=False)
+        shortcut_site = f"{name}.project"
+    add = kit.conv_add(fold(unit.conv, unit.bn), name, main_site, shortcut_site)
+
+    def step(state: State) -> State:
+        main, shortcut = state
+        return add(main, shortcut if project is None else project(shortcut))
+
+    return step, (name,)
+
+
+_STEPS: dict[type[nn.Module], Callable[..., tuple[Step, tuple[str, ...]]]] = {
+    ConvBlock: _conv_block,
+    nn.MaxPool2d: _max_pool,
+    ResidualStart: _residual_start,
+    ResidualEnd: _residual_end,
+}

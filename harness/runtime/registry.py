@@ -1,0 +1,114 @@
+"""Which runtime serves a precision on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...models.network import ExitNetwork
+from ..devices import resolve_device
+from ..errors import ExitbenchError
+from ..quantization import DEFAULT_RANGES
+from . import eager, onednn_float, onednn_int8
+from .base import PlannedNetwork, Prepared
+
+PRECISIONS = ("fp32", "bf16", "int8")
+
+Unavailable = Callable[[str, torch.device], str | None]
+Prepare = Callable[[ExitNetwork, str, torch.device, Tensor | None, str], PlannedNetwork]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to run networks.
+
+    Attributes:
+        precisions: those that it is tried for.
+        unavailable: why it cannot run a precision on a device; None if it can.
+        prepare: a network made ready; may still fail in its self-test.
+    """
+
+    precisions: tuple[str, ...]
+    unavailable: Unavailable
+    prepare: Prepare
+
+
+RUNTIMES: dict[str, Runtime] = {
+    onednn_float.NAME: Runtime(
+        ("fp32", "bf16"), onednn_float.unavailable, onednn_float.prepare_packed
+    ),
+    onednn_int8.NAME: Runtime(("int8",), onednn_int8.unavailable, onednn_int8.prepare_int8),
+    eager.NAME: Runtime(("fp32", "bf16"), eager.unavailable, eager.prepare_eager),
+}
+"""By name, the fastest first: the first one that can serves."""
+
+
+def availability(precision: str, device: str | torch.device = "cpu") -> str | None:
+    """None if ``precision`` can run on ``device`` of this machine, else the reason in words."""
+    try:
+        where = _device(device)
+        candidates = _candidates(precision, None)
+    except ExitbenchError as error:
+        return str(error)
+    reasons = [RUNTIMES[name].unavailable(precision, where) for name in candidates]
+    return None if None in reasons else "; ".join(dict.fromkeys(filter(None, reasons)))
+
+
+def prepare(
+    network: ExitNetwork,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+    calibration_images: Tensor | None = None,
+    *,
+    runtime: str | None = None,
+    ranges: str = DEFAULT_RANGES,
+) -> Prepared:
+    """The network ready to run; a copy, so that later changes to ``network`` do not reach it.
+
+    Runs the fastest runtime that serves; ``words`` of the result says which, and why a faster one
+    was passed over. Precisions are never exchanged for one another.
+
+    Args:
+        network: in any mode; batch norm uses its running statistics.
+        precision: ``fp32``, ``bf16`` or ``int8``.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``.
+        calibration_images: (N, 3, side, side), float32, normalised; int8 needs them.
+        runtime: a name in RUNTIMES; None chooses.
+        ranges: how int8 finds ranges, a name in ``quantization.RANGES``.
+
+    Raises:
+        ExitbenchError: nothing here runs this precision, with the reasons.
+    """
+    where = _device(device)
+    reasons: list[str] = []
+    for name in _candidates(precision, runtime):
+        reason = RUNTIMES[name].unavailable(precision, where)
+        if reason is None:
+            try:
+                prepared = RUNTIMES[name].prepare(
+                    network, precision, where, calibration_images, ranges
+                )
+            except ExitbenchError as error:
+                reason = str(error)
+            else:
+                passed_over = f" (not {'; not '.join(reasons)})" if reasons else ""
+                return replace(prepared, words=prepared.words + passed_over)
+        reasons.append(f"{name}: {reason}")
+    raise ExitbenchError(f"cannot prepare {precision} on {where}. {' '.join(reasons)}")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    return resolve_device(str(device))
+
+
+def _candidates(precision: str, runtime: str | None) -> list[str]:
+    if precision not in PRECISIONS:
+        raise ExitbenchError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS)}")
+    if runtime is not None and runtime not in RUNTIMES:
+        raise ExitbenchError(f"runtime is {runtime!r}; known are {', '.join(RUNTIMES)}")
+    if runtime is not None:
+        return [runtime]
+    return [name for name, entry in RUNTIMES.items() if precision in entry.precisions]

@@ -1,0 +1,177 @@
+"""The one loop: walk a batch from exit to exit under a policy.
+
+Where the evidence comes from is the source's business: the live network (``LiveSource``) or a
+trace (``TraceSource``). What is swept is therefore what is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .evidence import Evidence, IntArray
+from .policies import Policy
+
+Observer = Callable[[int, Evidence, IntArray], None]
+
+
+class Source(Protocol):
+    """Samples on their way through the network. Rows count the samples still inside."""
+
+    @property
+    def exits(self) -> int:
+        """E, the number of exits besides the classifier."""
+
+    @property
+    def samples(self) -> IntArray:
+        """Positions in the split of the samples still inside, shape (n,)."""
+
+    def advance(self, segment: int) -> None:
+        """Bring the samples still inside through ``segment`` (1..E + 1)."""
+
+    def evidence(self, exit: int, rows: IntArray) -> Evidence:
+        """Evidence at ``exit``, where the samples are now, of those in ``rows``."""
+
+    def keep(self, rows: IntArray) -> None:
+        """Let all samples but those in ``rows`` leave: later segments run on fewer."""
+
+    def classify(self) -> IntArray:
+        """The classifier's answers for the samples still inside, shape (n,)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch of n samples.
+
+    Attributes:
+        exit_at: where each left, E + 1 for the classifier; (n,), in the order they came.
+        label: the answer each got, (n,).
+        checks: heads run at each exit, (E,).
+        forecasts: forecasts made at each exit, (E,).
+    """
+
+    exit_at: IntArray
+    label: IntArray
+    checks: IntArray
+    forecasts: IntArray
+
+    def histogram(self) -> IntArray:
+        """How many samples left at each exit, the classifier last: (E + 1,)."""
+        return np.bincount(self.exit_at - 1, minlength=len(self.checks) + 1)
+
+
+def walk(policy: Policy, source: Source, observe: Observer | None = None) -> Outcome:
+    """Run the samples of ``source`` under ``policy``; every sample leaves exactly once.
+
+    Args:
+        observe: called as (exit, evidence, next exits) for every batch of checks.
+    """
+    exits, inside = source.exits, np.arange(len(source.samples))
+    due = np.array(policy.first(source.samples))
+    exit_at, label = np.full(len(inside), exits + 1), np.zeros(len(inside), dtype=np.int64)
+    checks, forecasts = np.zeros(exits, dtype=np.int64), np.zeros(exits, dtype=np.int64)
+    for exit in range(1, exits + 1):
+        if not len(inside):
+            break
+        source.advance(exit)
+        here = np.flatnonzero(due == exit)
+        if not len(here):
+            continue
+        evidence = source.evidence(exit, here)
+        following = policy.decide(exit, evidence)
+        leaving = following == exit
+        checks[exit - 1] = len(here)
+        forecasts[exit - 1] = np.count_nonzero(~leaving) if policy.forecasts else 0
+        if observe is not None:
+            observe(exit, evidence, following)
+        due[here] = following
+        gone = inside[here[leaving]]
+        if len(gone):
+            exit_at[gone], label[gone] = exit, evidence.label[leaving]
+            stay = np.flatnonzero(due != exit)
+            source.keep(stay)
+            inside, due = inside[stay], due[stay]
+    if len(inside):
+        source.advance(exits + 1)
+        label[inside] = source.classify()
+    return Outcome(exit_at, label, checks, forecasts)
+
+
+def merge(outcomes: list[Outcome]) -> Outcome:
+    """The outcome of several batches in a row."""
+    return Outcome(
+        np.concatenate([outcome.exit_at for outcome in outcomes]),
+        np.concatenate([outcome.label for outcome in outcomes]),
+        np.sum([outcome.checks for outcome in outcomes], axis=0),
+        np.sum([outcome.forecasts for outcome in outcomes], axis=0),
+    )
+
+
+class LayerStatistics:
+    """``stat_each_layer``: what happened at every exit; an observer for ``walk``.
+
+    Args:
+        truth: labels of the split, (N,).
+        leaves: optionally, for every exit and sample, the first later exit at which the sample
+            really would leave, (E, N), as ``predictors.first_later_leave`` gives it. With it the
+            forecasts are judged: "prediction accuracy" is the share of forecasts that name
+            exactly that exit, and the confusion table counts forecast jump against true jump.
+        exits: E.
+    """
+
+    def __init__(self, exits: int, truth: IntArray, leaves: IntArray | None = None) -> None:
+        self.exits = exits
+        self._truth = truth
+        self._leaves = leaves
+        shape = exits
+        self.checked, self.left, self.correct = (np.zeros(shape, np.int64) for _ in range(3))
+        self._confidence, self._forecast, self._true_jump = (np.zeros(shape) for _ in range(3))
+        self.forecasts, self.hits = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self.confusion = np.zeros((exits, exits), np.int64)
+
+    def __call__(self, exit: int, evidence: Evidence, following: IntArray) -> None:
+        row = exit - 1
+        leaving = following == exit
+        right = evidence.label == self._truth[evidence.samples]
+        self.checked[row] += len(following)
+        self.left[row] += np.count_nonzero(leaving)
+        self.correct[row] += np.count_nonzero(right & leaving)
+        self._confidence[row] += float(evidence.confidence.sum(dtype=np.float64))
+        jump = following[~leaving] - exit
+        self.forecasts[row] += len(jump)
+        self._forecast[row] += jump.sum()
+        if self._leaves is not None and len(jump):
+            true = self._leaves[row, evidence.samples[~leaving]].astype(np.int64) - exit
+            self._true_jump[row] += true.sum()
+            self.hits[row] += np.count_nonzero(jump == true)
+            np.add.at(self.confusion, (jump - 1, true - 1), 1)
+
+    def prediction_accuracy(self) -> float | None:
+        """Share of forecasts that named the right exit; None if none was judged."""
+        total = int(self.forecasts.sum())
+        return None if self._leaves is None or total == 0 else float(self.hits.sum()) / total
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per exit; what has no value, such as a mean over nothing, is None."""
+        judged = self._leaves is not None
+
+        def mean(total: float, count: int) -> float | None:
+            return float(total) / int(count) if count else None
+
+        return [
+            {
+                "exit": row + 1,
+                "checked": int(self.checked[row]),
+                "left": int(self.left[row]),
+                "correct": int(self.correct[row]),
+                "mean_confidence": mean(self._confidence[row], self.checked[row]),
+                "forecasts": int(self.forecasts[row]),
+                "mean_forecast": mean(self._forecast[row], self.forecasts[row]),
+                "mean_true_jump": mean(self._true_jump[row], self.forecasts[row] * judged),
+                "prediction_hits": int(self.hits[row]) if judged else None,
+            }
+            for row in range(self.exits)
+        ]

@@ -1,0 +1,150 @@
+"""The subject of a study: a network, its data and where it runs, loaded and checked together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models import Checkpoint, ExitNetwork, load_checkpoint
+from .configs import DataConfig, DeviceConfig
+from .data import Split, load_dataset, normalise, splits, subset
+from .devices import apply_threads, resolve_device
+from .difficulty import read_samples
+from .errors import ExitbenchError
+from .files import sha256
+from .quantization import CALIBRATION_IMAGES
+from .runtime.base import Prepared
+from .runtime.registry import availability, prepare
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with exits, ready to be run on its splits.
+
+    Attributes:
+        network: on the CPU, in eval mode.
+        checkpoint: its header.
+        path: the checkpoint's file.
+        digest: the file's SHA-256.
+        dataset: specification of the data.
+        parts: the splits ``calibration`` and ``test``.
+        device: where it runs.
+        threads: CPU threads.
+    """
+
+    network: ExitNetwork
+    checkpoint: Checkpoint
+    path: Path
+    digest: str
+    dataset: str
+    parts: dict[str, Split]
+    device: torch.device
+    threads: int
+
+    @property
+    def exit_names(self) -> tuple[str, ...]:
+        """Names of the exit points in depth order, then ``classifier``."""
+        return (*(point.name for point in self.network.exit_points), "classifier")
+
+    def images(self, split: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Normalised images start..stop of a split, (n, 3, side, side), on the device."""
+        images = self.parts[split].images[start:stop]
+        return normalise(images, self.checkpoint.normalisation, self.device)
+
+    def batches(self, split: str, batch_size: int) -> Iterator[Tensor]:
+        """The normalised images of a split, batch by batch, in order."""
+        for start in range(0, len(self.parts[split]), batch_size):
+            yield self.images(split, start, start + batch_size)
+
+    def prepare(self, precision: str) -> Prepared:
+        """The network made ready to run in a precision.
+
+        Raises:
+            ExitbenchError: the device cannot run that precision; says why.
+        """
+        calibration = None
+        if precision == "int8":
+            calibration = self.images("calibration", 0, CALIBRATION_IMAGES)
+        return prepare(self.network, precision, self.device, calibration)
+
+
+def load_subject(
+    path: Path,
+    data: DataConfig,
+    device: DeviceConfig,
+    say: Say,
+    limit: int | None = None,
+    needs_exits: bool = True,
+) -> Subject:
+    """The network of a checkpoint with the data to run it on.
+
+    Args:
+        limit: use at most this many images of each split.
+        needs_exits: refuse a plain network.
+
+    Raises:
+        ExitbenchError: the checkpoint, the data or the device cannot be used, or they do not fit
+            each other.
+    """
+    if limit is not None and limit < 1:
+        raise ExitbenchError(f"limit is {limit}; it must be at least 1")
+    where = resolve_device(device.device)
+    threads = apply_threads(device.threads)
+    network, checkpoint = load_checkpoint(path)
+    if needs_exits and network.num_exits == 0:
+        raise ExitbenchError(
+            f"{path} holds a plain network without exits (trained in mode "
+            f"{checkpoint.training.get('mode')!r}); give it heads with "
+            f"'exitbench train --mode exits --init {path} --out FILE'"
+        )
+    spec = data.dataset or checkpoint.dataset
+    side = checkpoint.arguments.input_side
+    dataset = load_dataset(spec, data.data_root, side, data.download, say)
+    if dataset.classes != network.classes:
+        raise ExitbenchError(
+            f"{path} tells {network.classes} classes apart, but the dataset {spec} has "
+            f"{dataset.classes}; choose the dataset it was trained on ({checkpoint.dataset})"
+        )
+    parts = splits(dataset, data.split_seed, data.calibration_samples)
+    del parts["train"]
+    if data.subset is not None:
+        chosen = read_samples(data.subset, dataset.name, "test", len(parts["test"]))
+        parts["test"] = subset(parts["test"], chosen.positions)
+    if limit is not None:
+        parts = {name: _thinned(part, limit) for name, part in parts.items()}
+    return Subject(
+        network, checkpoint, Path(path), sha256(path), dataset.name, parts, where, threads
+    )
+
+
+def _thinned(part: Split, limit: int) -> Split:
+    # Evenly spaced: splits may be ordered by class.
+    count = min(limit, len(part))
+    return subset(part, np.linspace(0, len(part) - 1, count).round().astype(np.int64))
+
+
+def usable_precisions(
+    names: tuple[str, ...], device: torch.device, strict: bool, say: Say
+) -> tuple[list[str], dict[str, str]]:
+    """The precisions that the device can run, and why it cannot run the others.
+
+    Raises:
+        ExitbenchError: with ``strict``, a precision cannot be run; or none can.
+    """
+    reasons = {name: availability(name, device) for name in names}
+    missing = {name: reason for name, reason in reasons.items() if reason is not None}
+    if missing and (strict or len(missing) == len(names)):
+        raise ExitbenchError(
+            "; ".join(f"precision {name} cannot be run: {why}" for name, why in missing.items())
+        )
+    for name, why in missing.items():
+        say(f"leaving out {name}: {why}")
+    return [name for name in names if name not in missing], missing
+

@@ -1,0 +1,150 @@
+"""``exitbench sweep``: from the traces and costs of a run directory to sweep.csv and choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from ..models.counting import forecast_counts
+from .choose import comparison, mark
+from .configs import SweepConfig
+from .costs import CostTable, Prices
+from .errors import ExitbenchError
+from .files import write_text
+from .judging import judge, tables
+from .options import to_plain
+from .rundir import RunDirectory
+from .settings import Setting
+from .sweep import SETTING_COLUMNS, Grid, Traces, parse_betas, sweep
+from .trace import Trace
+
+Say = Callable[[str], None]
+FLOAT_FORMAT = "%.9g"  # more digits than any of the values means
+JUDGED_ROLES = ("predictive", "predictive-table")
+
+
+def run_sweep(config: SweepConfig, say: Say) -> None:
+    """Replay the grid over the traces, price it, choose, and write the tables.
+
+    Raises:
+        ExitbenchError: traces or costs are missing, or a value of the grid is wrong.
+    """
+    grid = make_grid(config)
+    directory = RunDirectory(config.run, create=False)
+    precisions = traced_precisions(directory, config.precisions)
+    traces = {precision: load_traces(directory, precision) for precision in precisions}
+    table = CostTable.read(directory.cost)
+    prices = {name: prices_for(table, pair, config.batch_size) for name, pair in traces.items()}
+    directory.begin("sweep", to_plain(config), directory.manifest["environment"])
+    rows = sweep(grid, traces, prices, say)
+    rows.insert(rows.columns.get_loc("precision") + 1, "batch_size", 0)
+    rows["batch_size"] = [prices[name].batch_size for name in rows.precision]
+    rows["operating_point"] = [prices[name].operating_point for name in rows.precision]
+    rows["device"] = directory.manifest["environment"].get("device")
+    rows = mark(rows, config.accuracy_loss)
+    chosen = comparison(rows)
+    write_table(directory.sweep, rows)
+    write_table(directory.comparison, chosen)
+    _write_predictions(directory, chosen, traces)
+    directory.update(accuracy_loss=config.accuracy_loss, priced_batch_size=config.batch_size)
+    directory.finish("sweep")
+    say(f"sweep: {len(rows) // 2} settings on two splits")
+    for _, row in chosen[chosen.role == "recommended"].iterrows():
+        say(f"recommended: {setting_of(row).words()}; test accuracy {row.accuracy:.2%}")
+
+
+def make_grid(config: SweepConfig) -> Grid:
+    """The axes of the sweep that a configuration asks for.
+
+    Raises:
+        ExitbenchError: a value is out of range.
+    """
+    if config.beta_count < 2:
+        raise ExitbenchError(f"beta count is {config.beta_count}; it must be at least 2")
+    if not 0 <= config.accuracy_loss < 100:
+        raise ExitbenchError(
+            f"accuracy loss is {config.accuracy_loss}; it is in percentage points, from 0 to 100"
+        )
+    if "full" not in config.policies:
+        raise ExitbenchError(
+            "the policy full must be in the sweep: it is what savings are compared with"
+        )
+    return Grid(
+        policies=config.policies,
+        criteria=config.criteria,
+        betas=parse_betas(config.beta),
+        beta_count=config.beta_count,
+        start_layers=config.start_layers,
+        predictors=config.predictors,
+    )
+
+
+def traced_precisions(directory: RunDirectory, wanted: tuple[str, ...] | None) -> list[str]:
+    """The precisions whose traces a run directory holds, fp32 first."""
+    known = [p for p in ("fp32", "bf16", "int8") if directory.trace("test", p).is_file()]
+    missing = [p for p in wanted or () if p not in known]
+    if missing or not known:
+        raise ExitbenchError(
+            f"{directory.path} holds no trace of {', '.join(missing) or 'any precision'}; record "
+            "it with 'exitbench trace'"
+        )
+    return [p for p in known if wanted is None or p in wanted]
+
+
+def load_traces(directory: RunDirectory, precision: str) -> Traces:
+    """The two traces of a precision."""
+    return Traces(
+        Trace(directory.trace("calibration", precision)), Trace(directory.trace("test", precision))
+    )
+
+
+def prices_for(table: CostTable, traces: Traces, batch_size: int | None) -> Prices:
+    """The prices of the network and precision that was traced.
+
+    Raises:
+        ExitbenchError: the table is of another number of exits, or lacks the precision.
+    """
+    meta = traces.test.meta
+    macs = forecast_counts(meta.classes, meta.horizon).macs
+    prices = table.select(meta.precision, batch_size, forecast_macs=macs)
+    if prices.exits != meta.exits:
+        raise ExitbenchError(
+            f"{table.where} prices {prices.exits} exits, but the traces have {meta.exits}; "
+            "profile the network that was traced"
+        )
+    return prices
+
+
+def setting_of(row: pd.Series) -> Setting:
+    """The setting in a row of sweep.csv or comparison.csv."""
+    values = {name: None if pd.isna(row[name]) else row[name] for name in SETTING_COLUMNS}
+    start = values["start_layer"]
+    values["start_layer"] = None if start is None else int(start)
+    return Setting(**values)
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as CSV, whole or not at all; unknown cells are empty."""
+    write_text(path, frame.to_csv(index=False, float_format=FLOAT_FORMAT, lineterminator="\n"))
+
+
+def _write_predictions(
+    directory: RunDirectory, chosen: pd.DataFrame, traces: dict[str, Traces]
+) -> None:
+    """How well the chosen predictive settings forecast, from every start layer."""
+    rows, cells = [], []
+    for _, row in chosen[chosen.role.isin(JUDGED_ROLES)].iterrows():
+        setting = setting_of(row)
+        pair = traces[setting.precision]
+        starts = range(1, pair.test.meta.exits + 1)
+        judged = judge(setting, pair.test, pair.scales, pair.calibration, starts)
+        for found, table in zip(tables(setting, "test", judged), (rows, cells), strict=True):
+            table.append(found)
+    for name, frames in (("prediction.csv", rows), ("prediction_confusion.csv", cells)):
+        path = directory.path / name
+        if frames:
+            write_table(path, pd.concat(frames, ignore_index=True).drop_duplicates())
+        else:
+            path.unlink(missing_ok=True)

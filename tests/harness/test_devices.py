@@ -1,0 +1,85 @@
+"""Devices and threads by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from exitbench.harness.devices import (
+    apply_threads,
+    has_fast_bf16,
+    resolve_device,
+    resolve_threads,
+)
+from exitbench.harness.errors import ExitbenchError
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+@no_gpu
+def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_auto_is_the_first_gpu_and_a_missing_one_is_refused() -> None:
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
+    with pytest.raises(ExitbenchError, match="this machine has only cuda:0"):
+        resolve_device("cuda:99")
+
+
+@no_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
+def test_a_gpu_that_is_not_there_is_refused_with_a_remedy(name: str) -> None:
+    with pytest.raises(ExitbenchError, match=rf"{name}.*no CUDA device.*--device cpu"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"])
+def test_unknown_device_names_are_refused(name: str) -> None:
+    with pytest.raises(ExitbenchError, match="auto, cpu, cuda or cuda:N"):
+        resolve_device(name)
+
+
+def test_no_thread_count_means_the_physical_cores_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert resolve_threads(0) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 6}, raising=False)
+    assert resolve_threads(0) == 3
+
+
+def test_unknown_physical_cores_fall_back_to_the_usable_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    assert resolve_threads(0) == 2
+
+
+def test_a_thread_count_is_taken_as_given_and_set() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert apply_threads(1) == 1
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_negative_threads_are_refused() -> None:
+    with pytest.raises(ExitbenchError, match="threads is -1"):
+        resolve_threads(-1)
+
+
+def test_the_cpu_knows_whether_it_has_bf16_instructions() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        pytest.skip("no /proc/cpuinfo to compare with")
+    flags = set(cpuinfo.read_text().split())
+    assert has_fast_bf16(torch.device("cpu")) == bool(flags & {"avx512_bf16", "amx_tile"})

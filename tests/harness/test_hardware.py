@@ -1,0 +1,116 @@
+"""The hardware commands and the profile that a run is priced with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from exitbench.harness.configs import (
+    HardwareDetectConfig,
+    HardwareListConfig,
+    HardwareShowConfig,
+)
+from exitbench.harness.errors import ExitbenchError
+from exitbench.harness.hardware import (
+    hardware_profile,
+    run_hardware_detect,
+    run_hardware_list,
+    run_hardware_show,
+)
+from exitbench.profiles.detect import Machine, fits_of
+from exitbench.profiles.nvml import Gpu
+from fake_machine import Card, fake_nvml
+
+
+def untold(index: int) -> None:
+    """CUDA does not tell the UUID of its cards."""
+    del index
+
+
+def x86(*gpu_names: str) -> Machine:
+    gpus = tuple(Gpu(i, name, f"GPU-{i}", None, False) for i, name in enumerate(gpu_names))
+    machine = Machine(machine="x86_64", gpus=gpus)
+    return replace(machine, fits=fits_of(machine))
+
+
+def detected(root: Path, nvml: ModuleType) -> str:
+    lines: list[str] = []
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/cpuinfo").write_text("processor: 0\nmodel name: Some CPU\n")
+    (root / "proc/meminfo").write_text("MemTotal: 8388608 kB\n")
+    run_hardware_detect(HardwareDetectConfig(), lines.append, root=root, nvml=nvml)
+    return "\n".join(lines)
+
+
+def test_the_list_has_a_line_for_each_shipped_profile() -> None:
+    lines: list[str] = []
+    run_hardware_list(HardwareListConfig(), lines.append)
+    assert [line.split()[0] for line in lines] == ["generic-x86", "jetson-tx2", "nvidia-h200"]
+
+
+def test_show_gives_each_figure_with_its_unit_and_source_and_marks_assumptions() -> None:
+    lines: list[str] = []
+    run_hardware_show(HardwareShowConfig("jetson-tx2"), lines.append)
+    text = "\n".join(lines)
+    assert "active_w = 7.4 [VDD_IN" in text
+    assert "active_w = 11 [assumption: " in text
+    assert "levels_mhz = 114.75, 216.75" in text
+    assert "MAXN: cpu 2035.2 MHz, gpu 1300.5 MHz" in text
+
+
+def test_show_of_an_unknown_name_is_an_error_for_the_user() -> None:
+    with pytest.raises(ExitbenchError, match="there is no hardware profile 'toaster'"):
+        run_hardware_show(HardwareShowConfig("toaster"), lambda line: None)
+
+
+def test_detect_says_cpu_memory_meters_and_profile_with_reasons(tmp_path: Path) -> None:
+    text = detected(tmp_path, fake_nvml(driver=False))
+    assert "CPU     Some CPU" in text
+    assert "Memory  8.0 GiB" in text
+    assert "GPU     none: NVML does not start: Driver Not Loaded" in text
+    assert "RAPL energy counters: not usable" in text
+    assert "NVML energy counter: not usable" in text
+    assert "on cpu: CPU energy is" in text
+
+
+def test_detect_says_of_a_card_whether_its_counter_is_usable(tmp_path: Path) -> None:
+    text = detected(tmp_path, fake_nvml(Card(), Card(uuid="GPU-b", mig=True)))
+    assert "GPU 0   NVIDIA H200 (140.4 GiB, GPU-aaaa-1)" in text
+    assert "NVML energy counter of GPU 0 (NVIDIA H200): usable, updates every" in text
+    assert "MIG slices: the energy counter counts the whole card" in text
+    assert "nvidia-h200" in text
+    assert "on cuda:0: GPU energy is measured by the NVML energy counter of GPU 0" in text
+
+
+def test_each_device_is_priced_by_the_profile_that_knows_it() -> None:
+    machine = x86("NVIDIA H200")
+    gpu = hardware_profile("auto", "cuda:0", machine, cuda_uuid=untold).profile
+    cpu = hardware_profile("auto", "cpu", machine).profile
+    assert gpu is not None
+    assert cpu is not None
+    assert (gpu.name, cpu.name) == ("nvidia-h200", "generic-x86")
+
+
+def test_the_card_of_the_run_decides_and_not_the_best_card_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    machine = x86("NVIDIA H200", "Some Other Card")
+    chosen = hardware_profile("auto", "cuda:1", machine, cuda_uuid=untold).profile
+    assert chosen is not None
+    assert "gpu" not in chosen.power
+
+
+def test_a_profile_that_is_asked_for_is_taken() -> None:
+    chosen = hardware_profile("jetson-tx2", "cpu")
+    assert chosen.profile is not None
+    assert (chosen.profile.name, chosen.why) == ("jetson-tx2", "asked for")
+
+
+def test_a_machine_that_nothing_fits_gets_no_profile_and_a_reason() -> None:
+    chosen = hardware_profile("auto", "cpu", Machine(machine="riscv64"))
+    assert chosen.profile is None
+    assert "no shipped hardware profile fits" in chosen.why

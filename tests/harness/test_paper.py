@@ -1,0 +1,229 @@
+"""The paper's flags: what they are translated to, and the three commands of its guide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exitbench.harness import cli
+from exitbench.harness.configs import DataConfig, DeviceConfig, PaperConfig, TrainConfig
+from exitbench.harness.errors import ExitbenchError
+from exitbench.harness.paper import (
+    CLOCK_FLAGS,
+    EvaluationArguments,
+    confusion_lines,
+    translate,
+)
+
+TRAIN_ORIGINAL = (
+    "--model_name vgg19 --optimizer adam --train_mode original --task train --device cuda "
+    "--trained_file_suffix cifar10 --save 1 --dataset_type cifar10 --jump 1"
+)
+TRAIN_EXITS = (
+    "--model_name vgg19 --optimizer adam --train_mode exits --task train --device cuda "
+    "--pretrained_file models_new/vgg19_train_original_cifar10.pt "
+    "--trained_file_suffix cifar10 --save 1 --dataset_type cifar10 --jump 1"
+)
+EVALUATE = (
+    "--model_name vgg19 --optimizer adam --train_mode exits --task evaluate --device cuda "
+    "--pretrained_file models_new/vgg19_train_exits_cifar10.pt --beta 15 --save 0 "
+    "--dataset_type cifar10 --evaluate_mode exits --jump 1 --quantization 0 "
+    "--forward_mode normal_forward --start_layer 8"
+)
+
+
+def _parse(line: str) -> PaperConfig:
+    config = cli.parse(["paper", *line.split()])
+    assert isinstance(config, PaperConfig)
+    return config
+
+
+def _evaluation(line: str) -> EvaluationArguments:
+    task = translate(_parse(line)).task
+    assert isinstance(task, EvaluationArguments)
+    return task
+
+
+def _training(line: str) -> TrainConfig:
+    task = translate(_parse(line)).task
+    assert isinstance(task, TrainConfig)
+    return task
+
+
+def test_the_guides_first_command_trains_the_backbone_into_models_new() -> None:
+    meant = translate(_parse(TRAIN_ORIGINAL))
+    assert meant.task == TrainConfig(
+        out=Path("models_new/vgg19_train_original_cifar10.safetensors"),
+        mode="original",
+        optimizer="adam",
+        data=DataConfig(dataset="cifar10"),
+        device=DeviceConfig(device="cuda"),
+    )
+    assert meant.keep
+    assert meant.notes == ()
+
+
+def test_the_guides_second_command_trains_the_exits_of_that_file() -> None:
+    task = _training(TRAIN_EXITS)
+    assert task.mode == "exits"
+    assert task.init == Path("models_new/vgg19_train_original_cifar10.safetensors")
+    assert task.out == Path("models_new/vgg19_train_exits_cifar10.safetensors")
+
+
+def test_the_guides_third_command_evaluates_predictive_exit() -> None:
+    meant = translate(_parse(EVALUATE))
+    assert meant.task == EvaluationArguments(
+        checkpoint=Path("models_new/vgg19_train_exits_cifar10.safetensors"),
+        policy="predictive",
+        criterion="reference",
+        beta=15.0,
+        start_layer=8,
+        predictor="convolution",
+        precision="fp32",
+        data=DataConfig(dataset="cifar10"),
+        device=DeviceConfig(device="cuda"),
+        batch_size=64,
+        forward_mode="normal",
+        stat_each_layer=False,
+    )
+    assert not meant.keep
+    assert meant.notes == ()
+
+
+def test_evaluate_mode_normal_runs_the_full_network() -> None:
+    task = _evaluation(f"{EVALUATE} --evaluate_mode normal")
+    assert task.policy == "full"
+    assert task.beta is None
+
+
+def test_accuracy_forward_measures_the_forecasts() -> None:
+    task = _evaluation(f"{EVALUATE} --forward_mode accuracy_forward --stat_each_layer 1")
+    assert task.forward_mode == "accuracy"
+    assert task.stat_each_layer
+
+
+def test_quantization_is_int8_on_the_cpu_and_says_so() -> None:
+    meant = translate(_parse(f"{EVALUATE} --quantization 1"))
+    assert isinstance(meant.task, EvaluationArguments)
+    assert (meant.task.precision, meant.task.device.device) == ("int8", "cpu")
+    assert any("int8 runs on the CPU" in note for note in meant.notes)
+
+
+@pytest.mark.parametrize("name", ["resnet", "Resnet34", "resnet34"])
+def test_the_papers_names_of_resnet_are_understood(name: str) -> None:
+    task = _training(f"{TRAIN_ORIGINAL} --model_name {name}")
+    assert task.model == "resnet34"
+    assert task.out.name == "resnet34_train_original_cifar10.safetensors"
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "stl10", "svhn", "mnist"])
+def test_every_dataset_is_the_one_that_was_named(dataset: str) -> None:
+    assert _training(f"{TRAIN_ORIGINAL} --dataset_type {dataset}").data.dataset == dataset
+
+
+def test_extensions_reach_the_training() -> None:
+    task = _training(
+        f"{TRAIN_ORIGINAL} --epochs 2 --width 0.5 --batch_size 32 --data_root d --threads 3 "
+        "--npz own.npz --seed 9"
+    )
+    assert (task.epochs, task.width, task.batch_size, task.seed) == (2, 0.5, 32, 9)
+    assert task.data == DataConfig(dataset="npz:own.npz", data_root=Path("d"))
+    assert task.device.threads == 3
+
+
+@pytest.mark.parametrize("flag", CLOCK_FLAGS)
+def test_clock_flags_are_accepted_and_answered_with_a_note(flag: str) -> None:
+    value = "periodical" if flag == "scene" else "4"
+    meant = translate(_parse(f"{EVALUATE} --{flag} {value}"))
+    assert any(f"--{flag}: accepted, without effect" in note for note in meant.notes)
+    assert meant.task == translate(_parse(EVALUATE)).task
+
+
+def test_the_confusion_table_names_its_jumps() -> None:
+    assert confusion_lines([[4, 0], [12, 345678]])[1:] == [
+        "            1      2",
+        "     1      4      0",
+        "     2     12 345678",
+    ]
+
+
+def test_training_over_its_own_start_is_refused() -> None:
+    with pytest.raises(ExitbenchError, match="would overwrite"):
+        translate(
+            _parse(f"{TRAIN_ORIGINAL} --pretrained_file models_new/vgg19_train_original_cifar10.pt")
+        )
+
+
+def test_the_help_says_why_other_criteria_are_sounder(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["paper", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "signed mean that can come close to zero" in text
+
+
+@pytest.fixture
+def own_images(tmp_path: Path) -> Path:
+    """Ten classes of 32x32 images that differ in their colours."""
+    random = np.random.default_rng(0)
+    labels = np.tile(np.arange(10), 12)
+    colours = random.integers(0, 200, size=(10, 1, 1, 3))
+    images = (colours[labels] + random.integers(0, 56, size=(120, 32, 32, 3))).astype(np.uint8)
+    file = tmp_path / "own.npz"
+    np.savez(
+        file,
+        x_train=images[:80],
+        y_train=labels[:80],
+        x_test=images[80:],
+        y_test=labels[80:],
+    )
+    return file
+
+
+def test_the_three_commands_of_the_papers_guide_work(
+    tmp_path: Path,
+    own_images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = f"--npz {own_images} --device cpu --threads 1 --width 0.125 --epochs 1 --batch_size 20"
+    folder = Path("models_new")
+
+    assert cli.main(["paper", *f"{TRAIN_ORIGINAL} {small}".split()]) == 0, capsys.readouterr().err
+    assert sorted(folder.glob("*.safetensors")) == [
+        folder / "vgg19_train_original_cifar10.safetensors"
+    ]
+
+    assert cli.main(["paper", *f"{TRAIN_EXITS} {small}".split()]) == 0, capsys.readouterr().err
+    exits = folder / "vgg19_train_exits_cifar10.safetensors"
+    assert exits.is_file()
+
+    capsys.readouterr()
+    assert cli.main(["paper", *f"{EVALUATE} {small}".split()]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "on 40 test images" in shown
+    assert "15" in shown
+
+    measure = f"{EVALUATE} {small} --forward_mode accuracy_forward --stat_each_layer 1"
+    assert cli.main(["paper", *measure.split()]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "forecast jump (row) against true jump (column)" in shown
+    assert "mean_true_jump" in shown
+
+    wrong = f"{EVALUATE} {small} --model_name resnet"
+    assert cli.main(["paper", *wrong.split()]) == 2
+    assert "holds the model vgg19, but --model_name means resnet34" in capsys.readouterr().err
+
+
+def test_without_save_nothing_is_kept(
+    tmp_path: Path, own_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = (
+        f"{TRAIN_ORIGINAL} --save 0 --npz {own_images} --device cpu --threads 1 --width 0.125 "
+        "--epochs 1 --batch_size 20"
+    )
+    assert cli.main(["paper", *line.split()]) == 0
+    assert sorted(tmp_path.iterdir()) == [own_images]
