@@ -5,8 +5,12 @@ Model in eval mode, no augmentation, no gradients, a split disjoint from test.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .criteria import CRITERIA
 from .errors import ExitbenchError
@@ -32,6 +36,33 @@ def thresholds(trace: Trace) -> dict[str, NDArray[np.float64]]:
     scales = {name: np.ones(trace.meta.exits) for name in CRITERIA}
     scales["activation"] = trace.confidence("activation").mean(1, dtype=np.float64)
     scales["reference"] = np.abs(trace.array("logit_mean"))
+    return scales
+
+
+def measure_thresholds(batches: Iterable[Sequence[Tensor]]) -> dict[str, list[float]]:
+    """T_i of every criterion from the logits of the calibration split, streamed.
+
+    Args:
+        batches: for every batch the logits (n, classes) of head 1..E.
+
+    Returns:
+        Criterion to E numbers; the same as ``thresholds`` gives for a trace of the same logits.
+    """
+    largest: NDArray[np.float64] | None = None
+    total: NDArray[np.float64] = np.zeros(0)
+    samples = cells = 0
+    for heads in batches:
+        logits = torch.stack([head.detach().double().cpu() for head in heads])
+        highest = logits.amax(2).sum(1).numpy()
+        every = logits.sum((1, 2)).numpy()
+        largest, total = (highest, every) if largest is None else (largest + highest, total + every)
+        samples += logits.shape[1]
+        cells += logits.shape[1] * logits.shape[2]
+    if largest is None:
+        raise ExitbenchError("the calibration split has no images to take thresholds from")
+    scales = {name: [1.0] * len(largest) for name in CRITERIA}
+    scales["activation"] = (largest / samples).tolist()
+    scales["reference"] = np.abs(total / cells).tolist()
     return scales
 
 

@@ -113,7 +113,8 @@ def mark(rows: pd.DataFrame, accuracy_loss: float) -> pd.DataFrame:
 
 def setting_keys(rows: pd.DataFrame) -> pd.Series:
     """What tells the setting of each row from others; equal for its rows of both splits."""
-    columns = (rows[name].astype(object).where(rows[name].notna(), None) for name in SETTING_COLUMNS)
+    cells = rows[list(SETTING_COLUMNS)].astype(object)
+    columns = (cells[name].where(cells[name].notna(), None) for name in SETTING_COLUMNS)
     return pd.Series(list(zip(*columns, strict=True)), index=rows.index, dtype=object)
 
 

@@ -20,7 +20,7 @@ from .timing import Limits, Timing, median_interval
 
 _WINDOWS = 8  # per unit, where time allows; 6 are the least that give an interval
 _MARGIN = 1.1  # the latency that the number of calls is taken from may be a little high
-_WIDENINGS = 3
+_WIDEST = 10  # times the calls that the measured latency asks for; more would never end
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,25 @@ def measure_energy(
             f"{limits.energy_seconds:.3g} s are allowed"
         )
         return {name: UnitEnergy() for name in units}, [note]
+    readings = _windows(units, calls, rounds, meter, limits, synchronise)
+    energies = {
+        name: _read(taken) if narrowest_s else _modelled(taken[0][1], timings[name])
+        for name, taken in readings.items()
+    }
+    return energies, _notes(readings)
+
+
+def _windows(
+    units: Mapping[str, Callable[[], object]],
+    calls: dict[str, int],
+    rounds: int,
+    meter: Meter,
+    limits: Limits,
+    synchronise: Callable[[], None],
+) -> dict[str, list[tuple[int, Reading]]]:
+    """Readings of every unit with the calls in each; all units once per round."""
+    narrowest_s = minimum_window_s(meter)
+    most = {name: _WIDEST * calls[name] for name in units}
     readings: dict[str, list[tuple[int, Reading]]] = {name: [] for name in units}
     order = np.random.default_rng(limits.seed)
     names = list(units)
@@ -86,40 +105,37 @@ def measure_energy(
             break
         for position in order.permutation(len(names)):
             name = names[position]
-            reading = _resolved(units[name], calls, name, meter, narrowest_s, synchronise)
-            readings[name].append((calls[name], reading))
-    energies = {
-        name: _read(taken) if narrowest_s else _modelled(taken[0][1], timings[name])
-        for name, taken in readings.items()
-    }
-    return energies, _notes(readings)
+            taken = _resolved(units[name], calls[name], most[name], meter, narrowest_s, synchronise)
+            calls[name] = taken[0]
+            readings[name].append(taken)
+    return readings
 
 
 def _resolved(
     unit: Callable[[], object],
-    calls: dict[str, int],
-    name: str,
+    calls: int,
+    most: int,
     meter: Meter,
     narrowest_s: float,
     synchronise: Callable[[], None],
-) -> Reading:
-    """A window of at least ``narrowest_s``; widens ``calls[name]`` for all windows to come."""
-    for _ in range(_WIDENINGS):
+) -> tuple[int, Reading]:
+    """A window of at least ``narrowest_s`` and the calls in it, from ``calls`` up to ``most``."""
+    while True:
         synchronise()
         window = meter.open()
-        for _ in range(calls[name]):
+        for _ in range(calls):
             unit()
         synchronise()
         reading = window.close()
         if reading.seconds >= narrowest_s:
+            return calls, reading
+        if calls >= most:
             break
-        missing = narrowest_s / max(reading.seconds, narrowest_s / 10)
-        calls[name] = math.ceil(_MARGIN * missing * calls[name])
-    if reading.seconds < narrowest_s:
-        unknown: dict[str, float | None] = dict.fromkeys(reading.joules)
-        note = f"its window of {reading.seconds:.3g} s stayed below {narrowest_s:.3g} s"
-        return replace(reading, joules=unknown, note=reading.note or note)
-    return reading
+        missing = narrowest_s / max(reading.seconds, narrowest_s / _WIDEST)
+        calls = min(most, math.ceil(_MARGIN * missing * calls))
+    unknown: dict[str, float | None] = dict.fromkeys(reading.joules)
+    note = f"its window of {reading.seconds:.3g} s stayed below {narrowest_s:.3g} s"
+    return calls, replace(reading, joules=unknown, note=reading.note or note)
 
 
 def _modelled(reading: Reading, timing: Timing) -> UnitEnergy:

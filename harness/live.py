@@ -23,11 +23,11 @@ from .options import to_plain
 from .profiling import choose_energy
 from .rundir import RunDirectory
 from .settings import Setting
-from .subject import Subject, load_subject
+from .subject import Subject, load_subject, thinned
 from .sweep import SETTING_COLUMNS
 from .sweeping import load_traces, prices_for, setting_of, write_table
 from .trace import Trace, TraceMeta, record, writing
-from .tracing import note_subject
+from .tracing import note_subject, traced_subject
 
 Say = Callable[[str], None]
 DEFAULT_ROLES = ("full", "every-exit", "every-exit-best", "predictive", "recommended")
@@ -42,14 +42,15 @@ def run_run(config: RunConfig, say: Say) -> None:
     """
     directory = RunDirectory(config.run, create=False)
     swept = read_sweep(directory)
-    path = config.checkpoint or directory.manifest.get("checkpoint", {}).get("path")
-    if path is None or directory.manifest["checkpoint"].get("model") == "logits":
+    path, data, limit = traced_subject(directory, config.checkpoint, config.data)
+    if path is None:
         raise ExitbenchError(
-            f"{config.run} was made from logits: there is no network to run; its replay is all "
-            "that can be had"
+            f"{config.run} names no network to run; give one with --checkpoint"
         )
+    if config.limit is not None and config.limit < 1:
+        raise ExitbenchError(f"limit is {config.limit}; it must be at least 1")
     chosen = chosen_settings(swept, config.settings)
-    subject = load_subject(Path(path), config.data, config.device, say)
+    subject = load_subject(path, data, config.device, say, limit)
     directory.begin("run", to_plain(config), environment(str(subject.device), subject.threads))
     note_subject(directory, subject)
     prepared = {
@@ -88,7 +89,7 @@ def chosen_settings(swept: pd.DataFrame, names: Sequence[str]) -> list[Setting]:
     test = swept[swept.split == "test"]
     rows = []
     for name in names or DEFAULT_ROLES:
-        if name.isdigit():
+        if name.isdecimal():
             if int(name) >= len(swept):
                 raise ExitbenchError(
                     f"setting {name} is no row of sweep.csv, which has rows 0 to {len(swept) - 1}"
@@ -135,16 +136,13 @@ def measure_chosen(
 ) -> None:
     """Run and measure settings, precision by precision; those measured already are left out."""
     table = CostTable.read(directory.cost)
-    samples = len(subject.parts["test"])
-    if config.limit is not None:
-        if config.limit < 1:
-            raise ExitbenchError(f"limit is {config.limit}; it must be at least 1")
-        samples = min(samples, config.limit)
+    positions = thinned(len(subject.parts["test"]), config.limit)
+    batch_size = config.batch_size or directory.manifest.get("priced_batch_size")
     done = {measured_key(row) for row in directory.read_measurements()}
     for precision, network in prepared.items():
         traces = load_traces(directory, precision)
-        prices = prices_for(table, traces, config.batch_size)
-        bench = Bench(subject, network, traces, prices, meter, prices.batch_size, samples)
+        prices = prices_for(table, traces, batch_size)
+        bench = Bench(subject, network, traces, prices, meter, prices.batch_size, positions)
         todo = [
             setting
             for setting in settings
@@ -154,7 +152,7 @@ def measure_chosen(
         if not todo:
             say(f"run {precision}: already measured")
             continue
-        for row in run_settings(bench, todo, config.repeats, 0, say):
+        for row in run_settings(bench, todo, config.repeats, 0, say, config.stat_each_layer):
             directory.append_measurement(row)
             say(
                 f"measured {_setting(row).words()}: {row['latency_ms']:.4g} ms per sample, "
@@ -167,7 +165,7 @@ def _sought(setting: Setting, bench: Bench, repeats: int) -> dict[str, Any]:
     values: dict[str, Any] = {name: getattr(setting, name) for name in SETTING_COLUMNS}
     return values | {
         "batch_size": bench.batch_size,
-        "samples": bench.samples,
+        "samples": len(bench.positions),
         "repeats": repeats,
         "threads": bench.subject.threads,
     }
@@ -197,7 +195,7 @@ def judge_live(
             "one in --settings"
         )
     exits = subject.network.num_exits
-    starts = [config.start_layer] if config.start_layer else list(range(1, exits + 1))
+    starts = list(range(1, exits + 1)) if config.start_layer is None else [config.start_layer]
     if not 1 <= starts[0] <= exits:
         raise ExitbenchError(f"start layer is {starts[0]}; this network has exits 1 to {exits}")
     rows, cells = [], []

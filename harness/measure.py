@@ -63,7 +63,7 @@ class Bench:
         prices: its prices, for the replay beside the run.
         meter: reads the energy of a timed stretch.
         batch_size: images per batch.
-        samples: how many images of the test split are run, from its start.
+        positions: the images of the test split that are run.
     """
 
     subject: Subject
@@ -72,13 +72,21 @@ class Bench:
     prices: Prices
     meter: Meter
     batch_size: int
-    samples: int
+    positions: IntArray
 
 
 def run_settings(
-    bench: Bench, settings: Sequence[Setting], repeats: int, seed: int, say: Say
+    bench: Bench,
+    settings: Sequence[Setting],
+    repeats: int,
+    seed: int,
+    say: Say,
+    stat_each_layer: bool = True,
 ) -> list[dict[str, Any]]:
     """The settings really run: one row of measurements.jsonl each.
+
+    Args:
+        stat_each_layer: put what happened at every exit into the rows.
 
     Raises:
         ExitbenchError: a setting needs the truth (oracle, perfect predictor), or ``repeats`` is
@@ -92,7 +100,7 @@ def run_settings(
         for s in settings
     ]
     for live in lives:
-        say(f"run {live.setting.words()}: decisions over {bench.samples} samples")
+        say(f"run {live.setting.words()}: decisions over {len(bench.positions)} samples")
         live.statistics = _statistics(bench, live.setting)
         live.outcome, _ = run_pass(bench, live, observe=live.statistics)
     generator = np.random.default_rng(seed)
@@ -101,7 +109,7 @@ def run_settings(
         for index in generator.permutation(len(lives)):
             _, reading = run_pass(bench, lives[index])
             lives[index].passes.append(reading)
-    return [measurement(bench, live) for live in lives]
+    return [measurement(bench, live, stat_each_layer) for live in lives]
 
 
 def run_pass(
@@ -113,13 +121,13 @@ def run_pass(
     exits = bench.subject.network.num_exits
     outcomes: list[Outcome] = []
     readings: list[Reading] = []
-    for start, images in _chunks(bench):
+    for positions, images in _chunks(bench):
         bench.prepared.synchronise()
         window = bench.meter.open()
         opened = time.perf_counter()
         for low in range(0, len(images), bench.batch_size):
             batch = images[low : low + bench.batch_size]
-            samples = np.arange(start + low, start + low + len(batch))
+            samples = positions[low : low + bench.batch_size]
             source = LiveSource(bench.prepared, exits, batch, samples, criterion, stack)
             outcomes.append(walk(live.policy, source, observe))
         bench.prepared.synchronise()
@@ -136,10 +144,11 @@ def _stack(bench: Bench, policy: Policy) -> Tensor | None:
     return None
 
 
-def _chunks(bench: Bench) -> Iterator[tuple[int, Tensor]]:
+def _chunks(bench: Bench) -> Iterator[tuple[IntArray, Tensor]]:
     size = max(bench.batch_size, CHUNK - CHUNK % bench.batch_size)
-    for start in range(0, bench.samples, size):
-        yield start, bench.subject.images("test", start, min(start + size, bench.samples))
+    for start in range(0, len(bench.positions), size):
+        positions = bench.positions[start : start + size]
+        yield positions, bench.subject.at("test", positions)
 
 
 def _timed(reading: Reading, seconds: float) -> Reading:
@@ -180,12 +189,12 @@ def replayed_beside(bench: Bench, live: Live) -> Beside:
     """The same setting walked over the test trace, priced, and how many decisions agree."""
     assert live.outcome is not None
     criterion = live.setting.criterion or "softmax"
-    source = TraceSource(bench.traces.test, criterion, np.arange(bench.samples))
+    source = TraceSource(bench.traces.test, criterion, bench.positions)
     outcome = walk(live.policy, source)
     same = (outcome.exit_at == live.outcome.exit_at) & (outcome.label == live.outcome.label)
     counts = (outcome.histogram()[None], outcome.checks[None], outcome.forecasts[None])
     cost = {name: float(value[0]) for name, value in price(*counts, bench.prices).items()}
-    truth = bench.subject.parts["test"].labels[: bench.samples]
+    truth = bench.subject.parts["test"].labels[bench.positions]
     return Beside(
         float((outcome.label == truth).mean()),
         _known(cost["latency_ms"]),
@@ -195,23 +204,24 @@ def replayed_beside(bench: Bench, live: Live) -> Beside:
     )
 
 
-def measurement(bench: Bench, live: Live) -> dict[str, Any]:
+def measurement(bench: Bench, live: Live, stat_each_layer: bool = True) -> dict[str, Any]:
     """The row of measurements.jsonl of a setting that has been run.
 
     Latency and energy are means per sample of a pass; the median over the passes is reported,
     with the smallest and the largest pass as ``low`` and ``high``.
     """
-    assert live.outcome is not None and live.statistics is not None
+    assert live.outcome is not None
+    assert live.statistics is not None
     beside = replayed_beside(bench, live)
-    truth = bench.subject.parts["test"].labels[: bench.samples]
-    latency = [reading.seconds * 1e3 / bench.samples for reading in live.passes]
+    truth, samples = bench.subject.parts["test"].labels[bench.positions], len(bench.positions)
+    latency = [reading.seconds * 1e3 / samples for reading in live.passes]
     joules = [reading.total_j for reading in live.passes]
-    energy = [value * 1e3 / bench.samples for value in joules if value is not None]
+    energy = [value * 1e3 / samples for value in joules if value is not None]
     resolved = len(energy) == len(joules)
     return {
         **asdict(live.setting),
         "batch_size": bench.batch_size,
-        "samples": bench.samples,
+        "samples": samples,
         "repeats": len(live.passes),
         "device": str(bench.subject.device),
         "threads": bench.subject.threads,
@@ -231,7 +241,7 @@ def measurement(bench: Bench, live: Live) -> dict[str, Any]:
         "same_decisions": beside.same_decisions,
         "exit_histogram": " ".join(map(str, live.outcome.histogram().tolist())),
         "prediction_accuracy": live.statistics.prediction_accuracy(),
-        "stat_each_layer": live.statistics.rows(),
+        "stat_each_layer": live.statistics.rows() if stat_each_layer else [],
         "confusion": live.statistics.confusion.tolist(),
         "meters": [bench.meter.name],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

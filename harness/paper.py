@@ -234,13 +234,20 @@ def _run_evaluation(
 
 
 def confusion_lines(confusion: list[list[int]]) -> list[str]:
-    """The table of forecast jumps (rows) against true jumps (columns), both counted from 1."""
-    numbers = range(1, len(confusion[0]) + 1)
-    rows = [[number, *row] for number, row in enumerate(confusion, start=1)]
-    width = max(5, *(len(str(cell)) for row in rows for cell in row))
+    """The table of forecast jumps (rows) against true jumps (columns), both counted from 1.
+
+    Jumps that never occur are left out.
+    """
+    rows = [number for number, row in enumerate(confusion) if any(row)]
+    columns = [number for number, column in enumerate(zip(*confusion, strict=True)) if any(column)]
+    if not rows:
+        return ["no forecast was made from this start layer"]
+    table: list[list[int | str]] = [["", *(column + 1 for column in columns)]]
+    table += [[row + 1, *(confusion[row][column] for column in columns)] for row in rows]
+    width = max(5, *(len(str(cell)) for line in table for cell in line))
     return [
         "forecast jump (row) against true jump (column)",
-        *(" ".join(f"{cell:>{width}}" for cell in row) for row in [["", *numbers], *rows]),
+        *(" ".join(f"{cell:>{width}}" for cell in line) for line in table),
     ]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from .configs import (
     DataConfig,
     DemoConfig,
@@ -31,6 +29,7 @@ from .scheduler import walk
 from .settings import Setting, make_policy
 from .sources import TraceSource
 from .subject import load_subject, usable_precisions
+from .sweep import median_beta
 from .sweeping import load_traces, make_grid, run_sweep
 from .tracing import note_subject, trace_subject
 
@@ -47,7 +46,20 @@ def run_report(config: ReportConfig, say: Say) -> None:
 
 
 def run_study(config: StudyConfig, say: Say) -> None:
-    """Trace, profile, sweep, run and report; steps that are done already are left out.
+    """Trace, profile, sweep, run and report; an interrupted study goes on where it was.
+
+    Raises:
+        ExitbenchError: a value is wrong, or the network, data or device cannot be used.
+    """
+    study(config, say)
+    run_report(ReportConfig(config.run), say)
+
+
+def study(config: StudyConfig, say: Say) -> None:
+    """All of a study but its page.
+
+    Traces, profiles and measurements that are there already are kept; the sweep, which follows
+    from them, is computed anew.
 
     Raises:
         ExitbenchError: a value is wrong, or the network, data or device cannot be used.
@@ -78,7 +90,7 @@ def run_study(config: StudyConfig, say: Say) -> None:
     profile_subject(directory, subject, prepared, profiling, say, resume=True)
     run_sweep(_sweep_config(config, tuple(usable)), say)
     directory = RunDirectory(config.run)
-    meter = choose_energy(directory, subject, config.hardware, say)
+    meter = choose_energy(directory, subject, config.hardware, say, config.energy)
     chosen = chosen_settings(read_sweep(directory), ())
     running = RunConfig(
         config.run,
@@ -89,7 +101,6 @@ def run_study(config: StudyConfig, say: Say) -> None:
     )
     measure_chosen(directory, subject, prepared, chosen, running, meter, say)
     directory.finish("study")
-    run_report(ReportConfig(config.run), say)
 
 
 def _profile_config(config: StudyConfig) -> ProfileConfig:
@@ -165,8 +176,7 @@ def run_subset(config: SubsetConfig, say: Say) -> None:
     scale = traces.scales[config.criterion]
     beta = config.beta
     if beta is None:
-        ratios = traces.calibration.confidence(config.criterion) / scale[:, None]
-        beta = float(f"{np.median(ratios):.6g}")
+        beta = median_beta(traces.calibration, config.criterion, scale)
     setting = Setting("every-exit", config.criterion, beta, 1, None, config.precision)
     policy = make_policy(setting, exits, traces.scales, traces.calibration)
     outcome = walk(policy, TraceSource(trace, config.criterion))
@@ -175,8 +185,13 @@ def run_subset(config: SubsetConfig, say: Say) -> None:
         positions = easy_positions(outcome.exit_at, exits, last)
     else:
         positions = hard_positions(outcome.exit_at, exits)
+    size = trace.meta.samples
+    if config.split == "test":
+        # The traced split may itself be a part: the list speaks of the whole one.
+        positions = trace.indices[positions]
+        size = directory.manifest.get("checkpoint", {}).get("sizes", {}).get("test", size)
     samples = sample_list(
-        trace.meta.dataset, config.split, trace.meta.samples, positions,
+        trace.meta.dataset, config.split, size, positions,
         difficulty=config.difficulty, setting=setting.words(), last_exit=last,
     )  # fmt: skip
     write_samples(config.out, samples)

@@ -259,9 +259,10 @@ def _timing_notes(timings: dict[str, Timing], limits: Limits) -> list[str]:
         notes.append("the warm-up ended at its time limit before times were stable")
     wide = [name for name, timing in timings.items() if not timing.target_reached]
     if wide:
+        shown = ", ".join(wide[:5]) + (f" and {len(wide) - 5} more" if len(wide) > 5 else "")
         notes.append(
             f"after {limits.seconds:g} s the 95% interval of {len(wide)} of {len(timings)} "
-            f"medians was still wider than {limits.interval:.1%} to a side: {', '.join(wide)}"
+            f"medians was still wider than {limits.interval:.1%} to a side: {shown}"
         )
     return notes
 

@@ -18,6 +18,7 @@ from .environment import environment
 from .errors import ExitbenchError
 from .files import replacing
 from .hardware import hardware_profile
+from .meters.base import Unavailable
 from .meters.choose import ChosenMeter, choose_meter
 from .options import to_plain
 from .predictors import DEFAULT_KERNEL, ConvolutionPredictor, convolution_stack
@@ -27,7 +28,7 @@ from .runtime.base import Prepared
 from .sources import LiveEvidence
 from .subject import Subject, load_subject, usable_precisions
 from .timing import Limits
-from .tracing import note_subject
+from .tracing import note_subject, traced_subject
 
 Say = Callable[[str], None]
 
@@ -60,17 +61,21 @@ def run_profile(config: ProfileConfig, say: Say) -> None:
         ExitbenchError: the network, the data, the device or the hardware profile cannot be used.
     """
     check_profile(config)
-    directory = RunDirectory(config.run)
-    path = config.checkpoint or directory.manifest.get("checkpoint", {}).get("path")
+    path = config.checkpoint
+    data = config.data
+    if (config.run / "manifest.json").is_file():
+        known = RunDirectory(config.run, create=False)
+        path, data, _ = traced_subject(known, path, data)
     if path is None:
         raise ExitbenchError(
             f"{config.run} names no network to profile; give one with --checkpoint"
         )
-    subject = load_subject(path, config.data, config.device, say)
+    subject = load_subject(path, data, config.device, say)
+    directory = RunDirectory(config.run)
     directory.begin(
         "profile", to_plain(config), environment(str(subject.device), subject.threads)
     )
-    note_subject(directory, subject)
+    note_subject(directory, subject, traced=False)
     precisions, _ = usable_precisions(config.precisions, subject.device, True, say)
     prepared = {precision: subject.prepare(precision) for precision in precisions}
     profile_subject(directory, subject, prepared, config, say, resume=False)
@@ -93,11 +98,20 @@ def check_profile(config: ProfileConfig) -> None:
 
 
 def choose_energy(
-    directory: RunDirectory, subject: Subject, hardware: str, say: Say
+    directory: RunDirectory, subject: Subject, hardware: str, say: Say, wanted: bool = True
 ) -> ChosenMeter:
-    """The meter of a run, said aloud and noted in the manifest."""
+    """The meter of a run, said aloud and noted in the manifest.
+
+    Args:
+        wanted: else it is one whose readings are all unavailable.
+    """
     chosen = hardware_profile(hardware, str(subject.device))
-    meter = choose_meter(str(subject.device), chosen.profile)
+    if wanted:
+        meter = choose_meter(str(subject.device), chosen.profile)
+    else:
+        domain = {"cuda": "gpu"}.get(subject.device.type, "cpu")
+        missing = Unavailable("no meter", (domain,), "energy was not asked for")
+        meter = ChosenMeter((), (missing,), domain, "not measured, because it was not asked for.")
     say(f"energy: {meter.words}")
     directory.update(
         hardware={
@@ -127,11 +141,13 @@ def profile_subject(
     """
     meter = choose_energy(directory, subject, config.hardware, say) if config.energy else None
     done = dict(directory.manifest.get("profile", {}))
+    priced = CostTable.read(directory.cost).settings() if directory.cost.is_file() else []
     for precision, network in prepared.items():
         for batch_size in config.batch_sizes:
             key = f"{precision}, batch {batch_size}"
             how = _how(config, meter, network)
-            if resume and directory.cost.is_file() and done.get(key, {}).get("how") == how:
+            there = (precision, batch_size, "default") in priced
+            if resume and there and done.get(key, {}).get("how") == how:
                 say(f"profile {key}: already there")
                 continue
             say(f"profile {key}: at most {config.seconds:g} s")

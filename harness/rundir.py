@@ -20,7 +20,7 @@ from typing import Any
 
 from .environment import unlike
 from .errors import ExitbenchError
-from .files import read_json, sha256, write_json
+from .files import read_json, sha256, write_json, write_text
 
 SCHEMA = 1
 
@@ -127,27 +127,49 @@ class RunDirectory:
         self.update(commands=commands)
 
     def append_measurement(self, row: dict[str, Any]) -> None:
-        """Add one line to measurements.jsonl and flush it to the disk."""
+        """Add one line to measurements.jsonl and flush it to the disk.
+
+        A last line that a kill has cut short is dropped, so that the new one stands alone.
+        """
         line = json.dumps(row, allow_nan=False)
+        self._end_last_line()
         with self.measurements.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
             handle.flush()
             os.fsync(handle.fileno())
 
+    def _end_last_line(self) -> None:
+        if not self.measurements.is_file():
+            return
+        whole, _, last = self.measurements.read_text(encoding="utf-8").rpartition("\n")
+        if not last:
+            return
+        lines = [*whole.splitlines(), last] if _is_row(last) else whole.splitlines()
+        write_text(self.measurements, "".join(f"{line}\n" for line in lines))
+
     def read_measurements(self) -> list[dict[str, Any]]:
-        """The measured runs; a last line that a kill has cut short is left out."""
+        """The measured runs; a last line that a kill has cut short is left out.
+
+        Raises:
+            ExitbenchError: another line is no measurement.
+        """
         if not self.measurements.is_file():
             return []
-        lines = self.measurements.read_text(encoding="utf-8").splitlines()
-        rows = []
+        text = self.measurements.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        if lines and not text.endswith("\n") and not _is_row(lines[-1]):
+            del lines[-1]
         for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                if number == len(lines):
-                    break
+            if not _is_row(line):
                 raise ExitbenchError(
-                    f"{self.measurements}, line {number} is no JSON: {error}; delete the line to "
-                    "measure that run again"
-                ) from error
-        return rows
+                    f"{self.measurements}, line {number} is no JSON of a measured run: "
+                    f"{line[:40]!r}; delete the line to measure that run again"
+                )
+        return [json.loads(line) for line in lines]
+
+
+def _is_row(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -37,6 +37,9 @@ class Subject:
         parts: the splits ``calibration`` and ``test``.
         device: where it runs.
         threads: CPU threads.
+        data: as it was configured.
+        limit: at most this many images of each split.
+        sizes: samples of each split before it was cut down.
     """
 
     network: ExitNetwork
@@ -47,11 +50,19 @@ class Subject:
     parts: dict[str, Split]
     device: torch.device
     threads: int
+    data: DataConfig
+    limit: int | None
+    sizes: dict[str, int]
 
     @property
     def exit_names(self) -> tuple[str, ...]:
         """Names of the exit points in depth order, then ``classifier``."""
         return (*(point.name for point in self.network.exit_points), "classifier")
+
+    def at(self, split: str, positions: np.ndarray) -> Tensor:
+        """Normalised images at these positions of a split, (n, 3, side, side), on the device."""
+        images = self.parts[split].images[positions]
+        return normalise(images, self.checkpoint.normalisation, self.device)
 
     def images(self, split: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Normalised images start..stop of a split, (n, 3, side, side), on the device."""
@@ -114,20 +125,22 @@ def load_subject(
         )
     parts = splits(dataset, data.split_seed, data.calibration_samples)
     del parts["train"]
+    sizes = {name: len(part) for name, part in parts.items()}
     if data.subset is not None:
         chosen = read_samples(data.subset, dataset.name, "test", len(parts["test"]))
         parts["test"] = subset(parts["test"], chosen.positions)
     if limit is not None:
-        parts = {name: _thinned(part, limit) for name, part in parts.items()}
+        parts = {name: subset(part, thinned(len(part), limit)) for name, part in parts.items()}
     return Subject(
-        network, checkpoint, Path(path), sha256(path), dataset.name, parts, where, threads
-    )
+        network, checkpoint, Path(path), sha256(path), dataset.name, parts, where, threads,
+        data, limit, sizes,
+    )  # fmt: skip
 
 
-def _thinned(part: Split, limit: int) -> Split:
-    # Evenly spaced: splits may be ordered by class.
-    count = min(limit, len(part))
-    return subset(part, np.linspace(0, len(part) - 1, count).round().astype(np.int64))
+def thinned(samples: int, limit: int | None) -> np.ndarray:
+    """At most ``limit`` positions of ``samples``, evenly spaced: splits may be ordered by class."""
+    count = samples if limit is None else min(limit, samples)
+    return np.linspace(0, samples - 1, count).round().astype(np.int64)
 
 
 def usable_precisions(

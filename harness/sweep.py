@@ -60,17 +60,27 @@ def auto_betas(trace: Trace, criterion: str, scale: NDArray[Any], count: int) ->
     from one value to the next about as many more samples stay; the upper quantiles, where little
     accuracy is lost, are denser. The last value lies above every confidence: nobody leaves.
     """
+    ratios = _ratios(trace, criterion, scale)
+    levels = 1 / (1 + np.exp(-np.linspace(-3.0, 7.5, max(1, count - 1))))
+    values = [*np.quantile(ratios, levels).tolist(), float(ratios.max()) * 1.0001]
+    # Six digits, so that a value copied from a table is the value that was replayed.
+    return sorted({float(f"{value:.6g}") for value in values if value > 0})
+
+
+def median_beta(trace: Trace, criterion: str, scale: NDArray[Any]) -> float:
+    """The beta that half of the confidences reach, over all exits and samples."""
+    return float(f"{np.median(_ratios(trace, criterion, scale)):.6g}")
+
+
+def _ratios(trace: Trace, criterion: str, scale: NDArray[Any]) -> NDArray[np.float64]:
+    """confidence / T over all samples, of the exits where that means something."""
     usable = scale > 0
     if not usable.any():
         raise ExitbenchError(
             f"no exit has a positive threshold under the criterion {criterion!r}, so no beta "
             "makes sense; choose softmax, margin or entropy"
         )
-    ratios = (trace.confidence(criterion)[usable] / scale[usable, None]).ravel()
-    levels = 1 / (1 + np.exp(-np.linspace(-3.0, 7.5, max(1, count - 1))))
-    values = [*np.quantile(ratios, levels).tolist(), float(ratios.max()) * 1.0001]
-    # Six digits, so that a value copied from a table is the value that was replayed.
-    return sorted({float(f"{value:.6g}") for value in values if value > 0})
+    return (trace.confidence(criterion)[usable] / scale[usable, None]).ravel()
 
 
 def replay_grid(

@@ -17,8 +17,11 @@ History of the schema: 1 is the first.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
@@ -39,6 +43,12 @@ from .predictors import convolution_stack, convolve
 
 SCHEMA = 1
 ROUND_CHUNK = 4_000_000  # numbers of a round's logits held at once: 16 MB
+# All that numpy raises for a file that is no npz, or a damaged one; a single array (.npy) is
+# loaded without complaint and fails as soon as it is used as a file of arrays.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, IndexError, EOFError, TypeError, AttributeError,
+    NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,10 +161,20 @@ def writing(
 ) -> Iterator[TraceWriter]:
     """A writer whose trace appears at ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trace-") as folder:
+    _sweep_up(path.parent)
+    prefix = f".trace-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
         writer = TraceWriter(meta, truth, indices, Path(folder), keep_logits)
         yield writer
         writer.finish(path)
+
+
+def _sweep_up(folder: Path) -> None:
+    """Remove what processes that were killed while they recorded have left behind."""
+    for left in folder.glob(".trace-*-*"):
+        process = left.name.split("-")[1]
+        if process.isdecimal() and left.is_dir() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def record(writer: TraceWriter, batches: Iterable[Tensor], prepared: Any) -> None:
@@ -190,33 +210,43 @@ class Trace:
         try:
             self._file = np.load(self.path, allow_pickle=False)
             fields = json.loads(str(self._file["meta"]))
+            schema = fields.get("schema")
         except FileNotFoundError as error:
             raise ExitbenchError(
                 f"no trace at {path}; record one with 'exitbench trace' or 'exitbench study'"
             ) from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise ExitbenchError(
                 f"{path} is not a complete trace ({error}); delete it and record it again"
             ) from error
-        if fields.get("schema") != SCHEMA:
+        if schema != SCHEMA:
             raise ExitbenchError(
-                f"{path}: trace schema {fields.get('schema')!r}, this version of exitbench reads "
+                f"{path}: trace schema {schema!r}, this version of exitbench reads "
                 f"{SCHEMA}; record it again"
             )
-        for name in ("kernel", "exit_names"):
-            fields[name] = tuple(fields[name])
-        self.meta = TraceMeta(**fields)
+        try:
+            tuples = {name: tuple(fields[name]) for name in ("kernel", "exit_names")}
+            self.meta = TraceMeta(**{**fields, **tuples})
+        except (KeyError, TypeError) as error:
+            raise ExitbenchError(
+                f"{path}: what the trace says of itself is incomplete ({error}); delete it and "
+                "record it again"
+            ) from error
 
     def array(self, name: str) -> NDArray[Any]:
         """One stored array by its name in the file."""
         if name not in self._kept:
             try:
                 self._kept[name] = self._file[name]
-            except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            except _UNREADABLE as error:
                 raise ExitbenchError(
                     f"{self.path} lacks the array {name!r} or it is damaged; record it again"
                 ) from error
         return self._kept[name]
+
+    def holds(self, name: str) -> bool:
+        """Whether an array of that name was recorded."""
+        return name in self._file.files
 
     def forget(self, criterion: str) -> None:
         """Free the arrays of one criterion."""
@@ -249,10 +279,15 @@ class Trace:
 
 
 def trace_logits(
-    path: Path, logits: NDArray[Any], truth: IntArray, indices: IntArray, meta: TraceMeta
+    path: Path,
+    logits: NDArray[Any],
+    truth: IntArray,
+    indices: IntArray,
+    meta: TraceMeta,
+    keep_logits: bool = False,
 ) -> None:
     """A trace made from logits (N, E + 1, classes) of any framework."""
-    with writing(path, meta, truth, indices) as writer:
+    with writing(path, meta, truth, indices, keep_logits) as writer:
         for start in range(0, len(logits), 1024):
             batch = torch.from_numpy(np.ascontiguousarray(logits[start : start + 1024]))
             for exit in range(1, meta.exits + 2):
@@ -274,8 +309,11 @@ def read_logits(path: Path) -> tuple[NDArray[np.float32], IntArray]:
                     "(N, exits + 1, classes) and labels (N,)"
                 )
             logits, labels = file["logits"], file["labels"]
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ExitbenchError(f"cannot read {path} as an npz file of arrays: {error}") from error
+    except _UNREADABLE as error:
+        raise ExitbenchError(
+            f"cannot read {path} as an npz file of arrays: {error}. Write it with "
+            "numpy.savez(file, logits=..., labels=...)."
+        ) from error
     faults = []
     if logits.ndim != 3 or logits.shape[0] < 1 or logits.shape[1] < 2 or logits.shape[2] < 2:
         faults.append(f"logits have shape {logits.shape}, expected (N, exits + 1, classes)")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .calibration import CALIBRATION
-from .configs import TraceConfig
+from .configs import DataConfig, TraceConfig
 from .costs import CostTable
+from .data import Split
 from .environment import environment
 from .errors import ExitbenchError
 from .files import sha256
-from .options import to_plain
+from .options import from_plain, to_plain
 from .predictors import convolution_stack
 from .rundir import RunDirectory
-from .subject import Subject, load_subject, usable_precisions
+from .subject import Subject, load_subject, thinned, usable_precisions
 from .trace import Trace, TraceMeta, read_logits, record, trace_logits, writing
 
 Say = Callable[[str], None]
@@ -37,8 +39,9 @@ def run_trace(config: TraceConfig, say: Say) -> None:
             "give either --checkpoint, a network with exits, or --logits, the logits of one"
         )
     convolution_stack(2, config.kernel, config.horizon)  # refuses a wrong kernel or horizon early
-    if config.batch_size < 1:
-        raise ExitbenchError(f"batch size is {config.batch_size}; it must be at least 1")
+    for what, value in (("batch size", config.batch_size), ("limit", config.limit)):
+        if value is not None and value < 1:
+            raise ExitbenchError(f"{what} is {value}; it must be at least 1")
     if config.logits is not None:
         _from_logits(config, config.logits, say)
         return
@@ -54,24 +57,27 @@ def run_trace(config: TraceConfig, say: Say) -> None:
     directory.finish("trace")
 
 
-def note_subject(directory: RunDirectory, subject: Subject) -> None:
+def note_subject(directory: RunDirectory, subject: Subject, traced: bool = True) -> None:
     """Put network, data and exits into the manifest.
+
+    Args:
+        traced: the samples of the splits matter to what will be written; else any will do.
 
     Raises:
         ExitbenchError: the directory belongs to another network or other data.
     """
-    known = directory.manifest.get("checkpoint", {})
-    data = {name: len(part) for name, part in subject.parts.items()}
-    for what, old, new in (
-        ("network", known.get("sha256"), subject.digest),
-        ("dataset", known.get("dataset"), subject.dataset),
-        ("splits", known.get("samples"), data),
-    ):
-        if old is not None and old != new:
-            raise ExitbenchError(
-                f"{directory.path} was made with another {what} ({old}, now {new}); choose another "
-                "run directory, or delete this one"
-            )
+    _refuse_another(directory, "network", subject.digest)
+    _refuse_another(directory, "dataset", subject.dataset)
+    samples = {}
+    if traced:
+        counts = {name: len(part) for name, part in subject.parts.items()}
+        _refuse_another(directory, "splits", counts)
+        samples = {
+            "samples": counts,
+            "sizes": subject.sizes,
+            "limit": subject.limit,
+            "data": to_plain(subject.data),
+        }
     training = subject.checkpoint.training
     directory.update(
         checkpoint={
@@ -80,11 +86,46 @@ def note_subject(directory: RunDirectory, subject: Subject) -> None:
             "model": subject.checkpoint.model,
             "arguments": to_plain(subject.checkpoint.arguments),
             "dataset": subject.dataset,
-            "samples": data,
+            **samples,
             "training": {key: value for key, value in training.items() if key != "history"},
         },
         exit_names=list(subject.exit_names),
     )
+
+
+def traced_subject(
+    directory: RunDirectory, path: Path | None, data: DataConfig
+) -> tuple[Path | None, DataConfig, int | None]:
+    """Network, data and limit of a directory's traces, where nothing else was asked for.
+
+    Args:
+        path: the network that was asked for; that of the directory if None.
+        data: the data that were asked for; those of the directory if nothing was.
+
+    Raises:
+        ExitbenchError: the directory was made from logits.
+    """
+    known = directory.manifest.get("checkpoint", {})
+    if known.get("model") == "logits":
+        raise ExitbenchError(
+            f"{directory.path} was made from logits: there is no network to run; its replay is "
+            "all that can be had"
+        )
+    if path is None and "path" in known:
+        path = Path(known["path"])
+    if data == DataConfig() and "data" in known:
+        data = from_plain(DataConfig, known["data"], str(directory.manifest_path))
+    return path, data, known.get("limit")
+
+
+def _refuse_another(directory: RunDirectory, what: str, new: Any) -> None:
+    key = {"network": "sha256", "splits": "samples"}.get(what, what)
+    old = directory.manifest.get("checkpoint", {}).get(key)
+    if old is not None and old != new:
+        raise ExitbenchError(
+            f"{directory.path} was made with another {what} ({old}, now {new}); choose another "
+            "run directory, or delete this one"
+        )
 
 
 def trace_subject(
@@ -137,7 +178,7 @@ def _record(
         network=subject.digest,
         exit_names=subject.exit_names,
     )
-    if _is_there(path, meta, part.indices):
+    if _is_there(path, meta, part, config.keep_logits):
         say(f"trace {split} {precision}: already there")
         return
     say(f"trace {split} {precision}: {len(part)} images, {meta.exits} exits")
@@ -148,14 +189,29 @@ def _record(
     say(f"trace {split} {precision}: accuracy of the full network {final:.2%}")
 
 
-def _is_there(path: Path, meta: TraceMeta, indices: np.ndarray) -> bool:
+def _is_there(path: Path, meta: TraceMeta, part: Split, logits: bool) -> bool:
     if not path.is_file():
         return False
     try:
         trace = Trace(path)
-        return trace.meta == meta and np.array_equal(trace.indices, indices)
+        return (
+            trace.meta == meta
+            and np.array_equal(trace.indices, part.indices)
+            and np.array_equal(trace.truth, part.labels)
+            and (trace.holds("logits") or not logits)
+        )
     except ExitbenchError:
         return False
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Logits (N, E + 1, classes) and labels (N,) of a split; their places in a file of ``size``."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    size: int
 
 
 def _from_logits(config: TraceConfig, path: Path, say: Say) -> None:
@@ -167,55 +223,79 @@ def _from_logits(config: TraceConfig, path: Path, say: Say) -> None:
     if len(config.precisions) != 1:
         raise ExitbenchError("--logits are of one precision; name it alone in --precisions")
     costs = CostTable.read(config.cost)
-    logits, labels = read_logits(path)
-    positions = np.arange(len(logits))
-    if config.calibration_logits is not None:
-        first, first_labels = read_logits(config.calibration_logits)
-        if first.shape[1:] != logits.shape[1:]:
-            raise ExitbenchError(
-                f"{config.calibration_logits} holds logits (N, {first.shape[1]}, "
-                f"{first.shape[2]}), {path} (N, {logits.shape[1]}, {logits.shape[2]}); they must "
-                "be of the same network"
-            )
-        parts = {
-            CALIBRATION: (first, first_labels, np.arange(len(first))),
-            "test": (logits, labels, positions),
-        }
-    else:
-        if len(logits) < 2:
-            raise ExitbenchError(f"{path} holds one sample; two splits need at least two")
-        chosen = np.zeros(len(logits), dtype=bool)
-        order = np.random.default_rng(config.data.split_seed).permutation(len(logits))
-        chosen[order[: len(logits) // 2]] = True
-        parts = {
-            split: (logits[rows], labels[rows], positions[rows])
-            for split, rows in ((CALIBRATION, chosen), ("test", ~chosen))
-        }
-        say(f"trace: {path} is cut in halves, one to choose settings on and one to report on")
-    exits, classes = logits.shape[1] - 1, logits.shape[2]
+    parts = _parts(config, path, say)
+    exits, classes = parts["test"].logits.shape[1] - 1, parts["test"].logits.shape[2]
     precision = config.precisions[0]
     priced = costs.select(precision).exits
     if priced != exits:
         raise ExitbenchError(
             f"{config.cost} prices {priced} exits, but {path} holds logits of {exits} exits and "
-            "the classifier"
+            "the classifier; correct the table, or name the one of this network"
         )
     directory = RunDirectory(config.run)
+    digest = sha256(path)
+    _refuse_another(directory, "network", digest)
     directory.begin("trace", to_plain(config), environment())
     names = (*(f"exit {number}" for number in range(1, exits + 1)), "classifier")
     directory.update(
-        checkpoint={"path": str(path), "sha256": sha256(path), "model": "logits", "dataset": ""},
+        checkpoint={
+            "path": str(path), "sha256": digest, "model": "logits", "dataset": str(path),
+            "sizes": {split: part.size for split, part in parts.items()},
+        },
         exit_names=list(names),
         precisions={
             precision: {"runtime": "none", "available": True, "reason": None, "words": "logits"}
         },
-    )
-    for split, (values, truth, indices) in parts.items():
+    )  # fmt: skip
+    for split, part in parts.items():
         meta = TraceMeta(
-            split, precision, len(values), exits, classes, config.kernel, config.horizon,
-            str(path), sha256(path), names,
+            split, precision, len(part.labels), exits, classes, config.kernel, config.horizon,
+            str(path), digest, names,
         )  # fmt: skip
-        trace_logits(directory.trace(split, precision), values, truth, indices, meta)
-        say(f"trace {split} {precision}: {len(values)} samples, {exits} exits")
+        where = directory.trace(split, precision)
+        trace_logits(where, part.logits, part.labels, part.positions, meta, config.keep_logits)
+        say(f"trace {split} {precision}: {len(part.labels)} samples, {exits} exits")
     costs.write(directory.cost)
     directory.finish("trace")
+
+
+def _parts(config: TraceConfig, path: Path, say: Say) -> dict[str, _Part]:
+    """The two splits: two files, or the halves of one."""
+    logits, labels = read_logits(path)
+    count = len(logits)
+    if config.calibration_logits is not None:
+        first, first_labels = read_logits(config.calibration_logits)
+        if first.shape[1:] != logits.shape[1:]:
+            raise ExitbenchError(
+                f"{config.calibration_logits} holds logits {_shape(first)}, {path} "
+                f"{_shape(logits)}; they must be of the same network"
+            )
+        parts = {
+            CALIBRATION: _Part(first, first_labels, np.arange(len(first)), len(first)),
+            "test": _Part(logits, labels, np.arange(count), count),
+        }
+    else:
+        if count < 2:
+            raise ExitbenchError(
+                f"{path} holds one sample; the two splits need at least two, or "
+                "--calibration-logits"
+            )
+        order = np.random.default_rng(config.data.split_seed).permutation(count)
+        halves = {CALIBRATION: order[: count // 2], "test": order[count // 2 :]}
+        parts = {
+            split: _Part(logits[rows], labels[rows], rows, count)
+            for split, rows in ((split, np.sort(half)) for split, half in halves.items())
+        }
+        say(f"trace: {path} is cut in halves, one to choose settings on and one to report on")
+    return {split: _limited(part, config.limit) for split, part in parts.items()}
+
+
+def _limited(part: _Part, limit: int | None) -> _Part:
+    if limit is None:
+        return part
+    rows = thinned(len(part.labels), limit)
+    return _Part(part.logits[rows], part.labels[rows], part.positions[rows], part.size)
+
+
+def _shape(logits: np.ndarray) -> str:
+    return f"(N, {logits.shape[1]}, {logits.shape[2]})"

@@ -11,13 +11,14 @@ import torch
 
 from ..models import ExitNetwork, save_checkpoint
 from ..models.checkpoint import read_header
+from .calibration import measure_thresholds
 from .configs import DataConfig, TrainConfig
-from .data import Dataset, Split, load_dataset, splits, subset
+from .data import Dataset, Split, batches, load_dataset, splits, subset
 from .devices import apply_threads, has_fast_bf16, resolve_device
 from .difficulty import read_samples
 from .errors import ExitbenchError
 from .training_loop import Material, Say, evaluate, shown, train
-from .training_modes import Recipe, steps_per_epoch
+from .training_modes import MODES, Recipe, steps_per_epoch
 from .training_start import (
     Start,
     check,
@@ -72,7 +73,11 @@ def run_train(config: TrainConfig, say: Say) -> None:
     )
     record = _record(recipe, begin, material, state, device, threads)
     record |= _final_accuracies(begin.network, material, parts["test"], device, say)
-    checkpoint = replace(begin.checkpoint, training={**record, "settings": settings})
+    checkpoint = replace(
+        begin.checkpoint,
+        training={**record, "settings": settings},
+        calibration=_calibration(begin.network, material, parts["calibration"], recipe, device),
+    )
     save_checkpoint(config.out, begin.network.cpu(), checkpoint)
     state_file.unlink(missing_ok=True)
     say(f"wrote {config.out}")
@@ -93,6 +98,22 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split | None
         return split, None
     validation = replace(subset(split, np.flatnonzero(held)), name="validation")
     return subset(split, np.flatnonzero(~held)), validation
+
+
+def _calibration(
+    network: ExitNetwork, material: Material, part: Split, recipe: Recipe, device: torch.device
+) -> dict[str, Any]:
+    """The thresholds T_i in fp32 for the checkpoint's header; empty where no head was trained."""
+    if not MODES[recipe.mode].heads:
+        return {}
+    network.eval()
+    with torch.inference_mode():
+        logits = (
+            network(images)[:-1]
+            for images, _, _ in batches(part, EVALUATION_BATCH, material.normalisation, device)
+        )
+        found = measure_thresholds(logits)
+    return {"precision": "fp32", "samples": len(part.labels), "thresholds": found}
 
 
 def _test_part(data: DataConfig, dataset: Dataset, test: Split) -> Split:

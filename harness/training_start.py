@@ -18,7 +18,10 @@ from .data import Dataset, Split
 from .errors import ExitbenchError
 from .files import sha256
 from .limits import faults
-from .training_modes import LEARNING_RATES, Recipe
+from .training_modes import Recipe, default_learning_rate
+
+# Optimisers refuse, with an error of their own, what a float32 cannot hold.
+LARGEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ def check(config: TrainConfig) -> None:
     found = faults(config)
     if config.batch_size == 1:
         found.append("batch_size is 1; batch norm needs at least 2 images per step")
+    for name in ("learning_rate", "weight_decay"):
+        value = getattr(config, name)
+        if value is not None and value > LARGEST:
+            found.append(f"{name} is {value:g}; at most {LARGEST:g}")
     if config.patience is not None and config.validation_share == 0:
         found.append("patience needs validation images; set a validation share above 0")
     if config.mode == "normal" and config.exits:
@@ -153,12 +160,14 @@ def _exits(config: TrainConfig, old: ModelArguments) -> tuple[int, ...] | None:
 def make_recipe(config: TrainConfig, mixed_precision: bool) -> Recipe:
     """How to train, with the defaults that depend on other settings filled in."""
     rate = config.learning_rate
+    if rate is None:
+        rate = default_learning_rate(config.mode, config.optimizer)
     return Recipe(
         mode=config.mode,
         optimizer=config.optimizer,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        learning_rate=LEARNING_RATES[config.optimizer] if rate is None else rate,
+        learning_rate=rate,
         weight_decay=config.weight_decay,
         patience=config.patience,
         seed=config.seed,

@@ -8,7 +8,9 @@ Nothing is ever unpickled. History of the header's schema:
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,10 @@ def load_checkpoint(
         raise ExitbenchError(
             f"{path} holds the model {checkpoint.model!r}, but {model!r} was asked for"
         )
-    network = build(checkpoint.model, checkpoint.arguments)
+    try:
+        network = build(checkpoint.model, checkpoint.arguments)
+    except ExitbenchError as error:
+        raise ExitbenchError(f"{path}: {error}") from error
     _fill(path, network, tensors)
     if exits is not None:
         checkpoint = replace(checkpoint, arguments=replace(checkpoint.arguments, exits=exits))
@@ -116,7 +121,8 @@ def _open(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             metadata = handle.metadata() or {}
-            values = {k: handle.get_tensor(k) for k in handle.keys()} if tensors else {}
+            names = list(handle.keys()) if tensors else []
+            values = {name: handle.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ExitbenchError(
             f"{path} is not a complete safetensors file ({error}). It may be truncated, or of "
@@ -133,6 +139,8 @@ def _open(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
         header = json.loads(metadata[_KEY])
     except ValueError as error:
         raise ExitbenchError(f"{path}: the exitbench header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ExitbenchError(f"{path}: the exitbench header is no JSON object; train it again")
     return header, values
 
 
@@ -143,21 +151,69 @@ def _checkpoint(path: Path, header: dict[str, Any]) -> Checkpoint:
             f"{path}: header schema {schema!r}, this version of exitbench reads {SCHEMA}; "
             "use the version that wrote the file, or train again"
         )
-    try:
-        arguments = dict(header["arguments"])
-        if arguments.get("exits") is not None:
-            arguments["exits"] = tuple(arguments["exits"])
-        fields = {key: value for key, value in header.items() if key != "schema"}
-        fields["arguments"] = ModelArguments(**arguments)
-        fields["class_names"] = tuple(fields.get("class_names", ()))
-        checkpoint = Checkpoint(**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ExitbenchError(f"{path}: the exitbench header is incomplete: {error}") from error
-    if checkpoint.model not in MODELS:
+    if faults := _faults(header):
         raise ExitbenchError(
-            f"{path}: unknown model {checkpoint.model!r}; known are {', '.join(sorted(MODELS))}"
+            f"{path}: the exitbench header is wrong: {'; '.join(faults)}. The file is damaged or "
+            "was changed by hand; train or copy it again."
         )
-    return checkpoint
+    arguments = dict(header["arguments"])
+    if arguments.get("exits") is not None:
+        arguments["exits"] = tuple(arguments["exits"])
+    fields = {key: value for key, value in header.items() if key != "schema"}
+    fields["arguments"] = ModelArguments(**arguments)
+    fields["class_names"] = tuple(fields.get("class_names", ()))
+    return Checkpoint(**fields)
+
+
+def _faults(header: dict[str, Any]) -> list[str]:
+    """What of a header of this schema is missing, unknown or of a wrong type."""
+    known = {item.name for item in fields_of(Checkpoint)}
+    faults = [f"unknown key {key!r}" for key in header if key not in {*known, "schema"}]
+    model, arguments = header.get("model"), header.get("arguments")
+    if not isinstance(model, str) or model not in MODELS:
+        faults.append(f"unknown model {model!r}, known are {', '.join(sorted(MODELS))}")
+    if not isinstance(header.get("dataset"), str):
+        faults.append(f"dataset is {header.get('dataset')!r}, expected text")
+    for key in ("calibration", "training"):
+        if not isinstance(header.get(key, {}), dict):
+            faults.append(f"{key} is {header[key]!r}, expected an object")
+    names = header.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        faults.append(f"class_names is {names!r}, expected a list of texts")
+    if "normalisation" in header and not _is_normalisation(header["normalisation"]):
+        faults.append("normalisation must hold mean and std, three numbers each, std above 0")
+    return faults + _argument_faults(arguments)
+
+
+def _is_normalisation(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"mean", "std"}:
+        return False
+    for numbers in value.values():
+        if not isinstance(numbers, list) or len(numbers) != 3:
+            return False
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            return False
+    return all(n > 0 for n in value["std"])
+
+
+def _argument_faults(arguments: Any) -> list[str]:
+    if not isinstance(arguments, dict):
+        return [f"arguments is {arguments!r}, expected an object"]
+    types: dict[str, tuple[type, ...]] = {
+        "classes": (int,),
+        "input_side": (int,),
+        "width": (int, float),
+        "exits": (list, type(None)),
+        "share_heads": (bool,),
+    }
+    faults = [f"unknown argument {key!r}" for key in arguments if key not in types]
+    for key, value in arguments.items():
+        if key in types and type(value) not in types[key]:
+            faults.append(f"argument {key} is {value!r}")
+    exits = arguments.get("exits")
+    if isinstance(exits, list) and any(type(number) is not int for number in exits):
+        faults.append(f"argument exits is {exits!r}, expected whole numbers")
+    return faults
 
 
 def _unique(network: nn.Module) -> dict[str, Tensor]:
@@ -171,12 +227,20 @@ def _unique(network: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
+def _alike(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and first.dtype == second.dtype
+
+
 def _fill(path: Path, network: ExitNetwork, tensors: dict[str, Tensor]) -> None:
     wanted = _unique(network)
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
-    wrong = [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
-    for what, names in (("lacks", missing), ("has unknown", extra), ("has misshapen", wrong)):
+    wrong = [n for n in wanted if n in tensors and not _alike(wanted[n], tensors[n])]
+    for what, names in (
+        ("lacks", missing),
+        ("has unknown", extra),
+        ("has misshapen or mistyped", wrong),
+    ):
         if names:
             raise ExitbenchError(
                 f"{path} {what} tensors for its own header, first {names[0]!r} of {len(names)}; "

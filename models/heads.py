@@ -39,7 +39,10 @@ class ExitHead(nn.Module):
     """Logits (N, classes) from the features (N, C, side, side) at one exit point.
 
     A 2x2 grid of windows gives 4 x 64 features, reduced to 64 before the last linear layer; a
-    single window gives 64 features that go straight to it.
+    single window gives 64 features that go straight to it. The linear layers see how far the
+    histogram is from uniform, 64 h - 1. That is the same family of functions (the next layer's
+    weights and bias absorb it), but h itself stays near 1/64, which makes heads learn many times
+    more slowly.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class ExitHead(nn.Module):
         self.classify = classify
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.bag(x).flatten(1)
+        features = CODEWORDS * self.bag(x).flatten(1) - 1
         if self.reduce is not None:
             features = torch.relu(self.reduce(features))
         return self.classify(features)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,7 +11,7 @@ from matplotlib.axes import Axes
 from .picture import Absent, Picture
 from .style import PRECISION_LOOKS, canvas, legend_below
 from .view import ENERGY, LATENCY, MACS, PRECISIONS, Metric, View, cost_rows, energy_source
-from .words import percent
+from .words import listing, percent
 
 WORDS = {
     ENERGY.column: "energy (mJ per sample)",
@@ -51,6 +53,7 @@ def cost_per_unit(view: View, metric: Metric) -> Picture | Absent:
         label = f"energy (mJ per sample,\n{energy_source(rows)})"
     _bars(axes[0], view, rows, metric, precisions, ("segment", "classifier"))
     _bars(axes[1], view, rows, metric, precisions, ("head", "forecast"))
+    axes[0].set_ylim(0, 1.08 * axes[0].get_ylim()[1])
     axes[0].set_title("Layers up to each exit (segments)")
     axes[1].set_title("Head at each exit, with its forecast on top")
     for axis in axes:
@@ -80,9 +83,14 @@ def values(rows: pd.DataFrame, kind: str, metric: Metric, count: int) -> np.ndar
 
 
 def _bars(
-    axis: Axes, view: View, rows: pd.DataFrame, metric: Metric, precisions: list[str],
+    axis: Axes,
+    view: View,
+    rows: pd.DataFrame,
+    metric: Metric,
+    precisions: list[str],
     kinds: tuple[str, str],
-) -> None:  # fmt: skip
+) -> None:
+    """Grouped bars of the first kind, with the second kind stacked on top."""
     count = max(len(view.names), int(rows["index"].max()))
     width = 0.84 / len(precisions)
     for place, precision in enumerate(precisions):
@@ -90,28 +98,28 @@ def _bars(
         at = np.arange(count) + (place - (len(precisions) - 1) / 2) * width
         base, upper = (values(own, kind, metric, count) for kind in kinds)
         colour, hatch = PRECISION_LOOKS.get(precision, ("#999999", ""))
-        words = "all precisions" if metric is MACS and len(precisions) == 1 else precision
+        words = "all precisions" if len(precisions) == 1 and metric is MACS else precision
         axis.bar(
-            at, base, width, color=colour, hatch=hatch, edgecolor="white", linewidth=0,
+            at,
+            base,
+            width,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            lw=0,
             label=words or "network",
-        )  # fmt: skip
+        )
+        top: dict[str, Any] = {"color": "#222222", "linewidth": 0.0}
         if kinds[1] == "forecast":
-            axis.bar(
-                at, upper, width, bottom=base, color="white", edgecolor=colour, hatch="",
-                linewidth=0.9, label="forecast" if place == 0 else None,
-            )  # fmt: skip
-        else:
-            axis.bar(
-                at, upper, width, bottom=base, color="#222222", linewidth=0,
-                label="classifier" if place == 0 and upper.any() else None,
-            )  # fmt: skip
+            top = {"color": "white", "edgecolor": colour, "linewidth": 0.9}
+        last = place == len(precisions) - 1
+        label = kinds[1] if last and upper.any() else None
+        axis.bar(at, upper, width, bottom=base, label=label, **top)
     names = [*view.names, *(str(i) for i in range(len(view.names) + 1, count + 1))]
     axis.set_xticks(np.arange(count), [_tick(i, n) for i, n in enumerate(names)])
-    if count > 10:
-        axis.tick_params(axis="x", labelrotation=60)
+    axis.tick_params(axis="x", labelrotation=60 if count > 10 else 0)
     axis.grid(False, axis="x")
     axis.set_xlim(-0.7, count - 0.3)
-    axis.margins(y=0.08)
 
 
 def _tick(index: int, name: str) -> str:
@@ -126,12 +134,15 @@ def _caption(view: View, rows: pd.DataFrame, metric: Metric, precisions: list[st
         backbone = float(total.get("segment", 0.0) + total.get("classifier", 0.0))
         heads = float(total.get("head", 0.0))
         if backbone > 0:
-            parts.append(f"{percent(heads / backbone, 0)} in {precision}" if len(precisions) > 1 or
-                         metric is not MACS else percent(heads / backbone, 0))  # fmt: skip
+            parts.append(
+                f"{percent(heads / backbone, 0)} in {precision}"
+                if len(precisions) > 1 or metric is not MACS
+                else percent(heads / backbone, 0)
+            )
     source = f" ({energy_source(rows)})" if metric is ENERGY else ""
     if not parts:
         return f"The {metric.noun}{source} of each unit for one sample."
     return (
-        f"Checking every head costs {', '.join(parts)} of what the whole backbone costs in "
+        f"Checking every head costs {listing(parts)} of what the whole backbone costs in "
         f"{metric.noun}{source}: this is the price that skipping checks can save."
     )

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from .lines import Line, family_words, line
 from .picture import Absent, Picture
 from .style import BLACK, GREY, canvas, role_label
-from .view import View
-from .words import beta_words, percent
+from .view import PREDICTIVE, View
+from .words import percent
 
-SHOWN = ("every-exit", "every-exit-best", "predictive")
+SHOWN = ("every-exit", "every-exit-best", *PREDICTIVE)
 TITLE = "Where samples leave, over beta"
 
 
@@ -26,12 +26,17 @@ def exit_histograms(view: View) -> Picture | Absent:
     drawn = [one for one in found if (one.rows["exit_histogram"] != "").any()]
     if not drawn:
         return Absent(TITLE, "The sweep holds no exit histograms of a policy with a beta.")
-    figure, axes = canvas(11, 4.4, 1, len(drawn), sharey=True)
+    columns = len(drawn) if len(drawn) <= 3 else 2
+    panel_rows = -(-len(drawn) // columns)
+    figure, axes = canvas(11, 1.0 + 3.4 * panel_rows, panel_rows, columns, sharey=True)
+    for spare in axes[len(drawn) :]:
+        spare.set_visible(False)
     exits = len(view.names)
     colours = ListedColormap([*colormaps["cividis"](np.linspace(0.08, 1, exits - 1)), (0.75,) * 3])
-    for axis, one in zip(axes, drawn, strict=True):
+    for axis, one in zip(axes, drawn, strict=False):
         _stack(axis, view, one, colours)
-    axes[0].set_ylabel("Samples that have left (%)")
+    for axis in axes[::columns]:
+        axis.set_ylabel("Samples that have left (%)")
     _depth_bar(figure, axes, view.names, colours)
     return Picture(figure, f"{TITLE} ({precision})", _alt(drawn, precision), _caption(view, drawn))
 
@@ -50,10 +55,15 @@ def _stack(axis: Axes, view: View, one: Line, colours: ListedColormap) -> None:
     last = share.shape[1] - 1
     for exit_index in range(last + 1):
         axis.bar(
-            places, 100 * share[:, exit_index], bottom=100 * bottom, width=0.92,
-            color=colours(exit_index), linewidth=0.3, edgecolor="white",
+            places,
+            100 * share[:, exit_index],
+            bottom=100 * bottom,
+            width=0.92,
+            color=colours(exit_index),
+            linewidth=0.3,
+            edgecolor="white",
             hatch="////" if exit_index == last else None,
-        )  # fmt: skip
+        )
         bottom += share[:, exit_index]
     step = max(1, len(betas) // 7)
     axis.set_xticks(places[::step], [f"{b:.3g}" for b in betas[::step]], rotation=45)
@@ -64,7 +74,7 @@ def _stack(axis: Axes, view: View, one: Line, colours: ListedColormap) -> None:
     axis.set_title(role_label(one.role), pad=18)
     axis.text(
         0, 1.025, family_words(one, view.names), transform=axis.transAxes, fontsize=8.5, color=GREY
-    )  # fmt: skip
+    )
     chosen = view.role(one.role, one.precision)
     if chosen is not None and chosen["beta"] is not None:
         place = int(np.argmin(np.abs(betas - chosen["beta"])))
@@ -109,10 +119,11 @@ def _caption(view: View, drawn: list[Line]) -> str:
             continue
         row = share[int(np.argmin(np.abs(betas - chosen["beta"])))]
         half = row[: len(row) // 2].sum()
-        parts.append(
-            f"{role_label(one.role)} at its chosen beta {beta_words(chosen['beta'])} (triangle) lets "
-            f"{percent(half, 0)} leave in the first half of the exits and sends "
-            f"{percent(row[-1], 0)} to the classifier"
-        )
-    start = "The higher beta, the later samples leave"
-    return f"{start}: {'; '.join(parts)}." if parts else f"{start}."
+        parts.append(f"{role_label(one.role)} {percent(half, 0)} and {percent(row[-1], 0)}")
+    start = "The higher beta, the later samples leave."
+    if not parts:
+        return start
+    return (
+        f"{start} Share that leaves in the first half of the exits, and share that reaches the "
+        f"classifier, at the chosen beta (triangle): {'; '.join(parts)}."
+    )

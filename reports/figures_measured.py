@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 
-from .lines import measured
+from .lines import measured, run_energy_source
 from .picture import Absent, Picture
 from .style import BLACK, BLUE, VERMILLION, canvas, legend_below
-from .view import ENERGY, LATENCY, Metric, Setting, View, canonical_role
+from .view import ENERGY, LATENCY, ROLE_WORDS, Metric, Setting, View
 from .words import POLICY_WORDS, beta_words, change, listing, percent
 
 TITLE = "Replayed against measured"
@@ -26,11 +28,11 @@ def replay_against_measured(view: View) -> Picture | Absent:
     for axis, metric in zip(axes, metrics, strict=True):
         _panel(axis, rows, metric)
         axis.set_xlabel(_label(rows, metric))
-    axes[0].set_yticks(range(len(rows)), [run_label(row) for row in rows])
+    axes[0].set_yticks(range(len(rows)), [run_label(view, row) for row in rows])
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     legend_below(figure, axes)
     nouns = " and ".join(m.noun for m in metrics)
-    alt = f"Dot chart: replayed and measured {nouns} of {len(rows)} settings, with the gap in percent."
+    alt = f"Dot chart: replayed and measured {nouns} of {len(rows)} settings, with their gaps."
     return Picture(figure, TITLE, alt, _caption(rows, metrics))
 
 
@@ -40,12 +42,13 @@ def gap(row: Setting, metric: Metric) -> float | None:
     return float(real / replayed) if real is not None and replayed else None
 
 
-def run_label(row: Setting) -> str:
-    """A measured run in few words: its role, and what tells it from another of that role."""
-    chosen = str(row.get("chosen_as") or "").split(";")[0]
-    name = canonical_role(chosen, None) if chosen else str(row["policy"])
-    short = {"every-exit": "every-exit, exit 1", "every-exit-best": "every-exit, best start"}
-    words = [short.get(name, POLICY_WORDS.get(name, name) if name != "full" else "full network")]
+def run_label(view: View, row: Setting) -> str:
+    """A measured run in few words: its role, else its policy, and the rest of its setting."""
+    role = view.role_of(row)
+    policy = str(row["policy"])
+    words = [ROLE_WORDS.get(role or "", POLICY_WORDS.get(policy, policy))]
+    if role is None and row.get("start_layer") is not None:
+        words.append(f"exit {int(row['start_layer'])}")
     words.append(str(row["precision"]))
     if row.get("beta") is not None:
         words.append(f"beta {beta_words(row['beta'])}")
@@ -54,39 +57,58 @@ def run_label(row: Setting) -> str:
 
 def _label(rows: list[Setting], metric: Metric) -> str:
     if metric is LATENCY:
-        return "Latency per sample (ms)"
-    sources = sorted({str(r["energy_source"]) for r in rows if r.get("energy_mj") is not None})
-    return f"Energy per sample (mJ, {listing(sources)})"
+        return "Latency per sample (ms, measured)"
+    return f"Energy per sample (mJ, {run_energy_source(rows)})"
 
 
 def _panel(axis: Axes, rows: list[Setting], metric: Metric) -> None:
-    widest = 0.0
+    widest = max((_right(row, metric) for row in rows if gap(row, metric) is not None), default=1.0)
     for place, row in enumerate(rows):
-        ratio = gap(row, metric)
-        if ratio is None:
-            axis.text(0.01, place, "not available", fontsize=9, va="center",
-                      transform=axis.get_yaxis_transform())  # fmt: skip
-            continue
-        real, replayed = row[metric.column], row[f"replay_{metric.column}"]
-        low, high = row.get(f"{metric.column[:-3]}_low_{metric.unit}"), row.get(
-            f"{metric.column[:-3]}_high_{metric.unit}")  # fmt: skip
-        axis.plot([replayed, real], [place, place], "-", color=BLACK, linewidth=1.2, zorder=2)
-        if low is not None and high is not None:
-            axis.errorbar(
-                real, place, xerr=[[max(0, real - low)], [max(0, high - real)]], color=BLUE,
-                capsize=4, linestyle="none", zorder=3,
-            )  # fmt: skip
-        axis.plot(replayed, place, "o", markerfacecolor="white", markeredgecolor=VERMILLION,
-                  markeredgewidth=1.8, markersize=9, zorder=4, label="replayed",
-                  linestyle="none")  # fmt: skip
-        axis.plot(real, place, "D", color=BLUE, markersize=6.5, zorder=5, linestyle="none",
-                  label="measured")  # fmt: skip
-        right = max(v for v in (real, replayed, high) if v is not None)
-        widest = max(widest, right)
-        axis.annotate(change(ratio, 1), (right, place), xytext=(9, 0),
-                      textcoords="offset points", va="center", fontsize=9)  # fmt: skip
-    axis.set_xlim(0, 1.2 * widest if widest else 1)
+        if gap(row, metric) is None:
+            axis.text(
+                *(0.01, place, "not available"),
+                fontsize=9,
+                va="center",
+                transform=axis.get_yaxis_transform(),
+            )
+        else:
+            _pair(axis, place, row, metric)
+    axis.set_xlim(0, 1.2 * widest)
     axis.grid(False, axis="y")
+
+
+def _ends(row: Setting, metric: Metric) -> tuple[float, float]:
+    """The range of a measured cost; the value itself where none was recorded."""
+    quantity, unit = metric.column.rsplit("_", 1)
+    ends = [row.get(f"{quantity}_{side}_{unit}") for side in ("low", "high")]
+    low, high = (row[metric.column] if end is None else end for end in ends)
+    return float(low), float(high)
+
+
+def _right(row: Setting, metric: Metric) -> float:
+    return max(row[metric.column], row[f"replay_{metric.column}"], _ends(row, metric)[1])
+
+
+def _pair(axis: Axes, place: int, row: Setting, metric: Metric) -> None:
+    """Replayed (ring) and measured (diamond, with its range) of one run, joined."""
+    real, replayed = row[metric.column], row[f"replay_{metric.column}"]
+    axis.plot([replayed, real], [place, place], "-", color=BLACK, linewidth=1.2, zorder=2)
+    axis.plot(_ends(row, metric), [place, place], "|-", color=BLUE, markersize=9, zorder=3)
+    ring: dict[str, Any] = {
+        "markerfacecolor": "white",
+        "markeredgecolor": VERMILLION,
+        "markeredgewidth": 1.8,
+    }
+    axis.plot(replayed, place, "o", markersize=9, zorder=4, label="replayed", **ring)
+    axis.plot(real, place, "D", color=BLUE, markersize=6.5, zorder=5, label="really run")
+    axis.annotate(
+        change(gap(row, metric), 1),
+        (_right(row, metric), place),
+        xytext=(9, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+    )
 
 
 def _caption(rows: list[Setting], metrics: list[Metric]) -> str:
@@ -95,14 +117,12 @@ def _caption(rows: list[Setting], metrics: list[Metric]) -> str:
         gaps = [g for row in rows if (g := gap(row, metric)) is not None]
         low, high = change(min(gaps), 1), change(max(gaps), 1)
         spread = low if low == high else f"{low} to {high}"
-        source = f" ({_sources(rows)})" if metric is ENERGY else ""
-        parts.append(f"measured {metric.noun}{source} is {spread} off its replay")
+        source = run_energy_source(rows) if metric is ENERGY else "measured"
+        parts.append(f"the {metric.noun} of the runs ({source}) is {spread} off its replay")
     same = [row["same_decisions"] for row in rows if row.get("same_decisions") is not None]
     text = f"The nearer the pair, the more the sweep can be trusted: {listing(parts)}"
     if same:
-        text += f"; live and replayed decisions agree for at least {percent(min(same), 2)} of samples"
+        text += (
+            f"; live and replayed decisions agree for at least {percent(min(same), 2)} of samples"
+        )
     return f"{text}."
-
-
-def _sources(rows: list[Setting]) -> str:
-    return listing(sorted({str(r["energy_source"]) for r in rows if r.get("energy_mj") is not None}))

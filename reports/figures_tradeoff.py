@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .lines import Line, front, lines, measured, others
+from .lines import Line, front, lines, measured, others, run_energy_source
 from .picture import Absent, Picture
 from .style import BLACK, FAINT, GREY, LOOKS, canvas, legend_below, look_of, role_label
 from .view import ENERGY, LATENCY, MACS, Metric, Setting, View, energy_source, records
@@ -21,9 +23,10 @@ def axis_label(view: View, metric: Metric) -> str:
     """The metric with its unit, and for energy where it comes from."""
     if metric is ENERGY:
         return f"Energy per sample (mJ, {energy_source(view.test)})"
-    return {LATENCY.column: "Latency per sample (ms, replayed)", MACS.column: "MACs per sample (M)"}[
-        metric.column
-    ]
+    return {
+        LATENCY.column: "Latency per sample (ms, replayed)",
+        MACS.column: "MACs per sample (M)",
+    }[metric.column]
 
 
 def energy_tradeoff(view: View) -> Picture | Absent:
@@ -64,8 +67,8 @@ def tradeoff(view: View, metric: Metric) -> Picture | Absent:
     _limits(axes[0], view, metric, drawn)
     legend_below(figure, axes)
     alt = (
-        f"Scatter and line chart, {len(precisions)} panel(s) ({', '.join(precisions)}): accuracy in "
-        f"percent against {axis_label(view, metric)}; one line per policy over beta, the Pareto "
+        f"Scatter and line chart, {len(precisions)} panel(s) ({', '.join(precisions)}): accuracy "
+        f"in percent against {axis_label(view, metric)}; one line per policy over beta, the Pareto "
         f"front, the full network and the measured runs marked."
     )
     return Picture(figure, title, alt, _caption(view, metric))
@@ -75,28 +78,39 @@ def _panel(
     axis: Axes, view: View, metric: Metric, precision: str, drawn: list[Line], best: pd.DataFrame
 ) -> None:
     rest = others(view, precision, drawn)
-    axis.plot(
-        rest[metric.column] * metric.scale, 100 * rest["accuracy"], ".", color=FAINT,
-        markersize=3.2, alpha=0.6, markeredgewidth=0, rasterized=True, zorder=1,
-        label="other settings of the sweep",
-    )  # fmt: skip
-    axis.plot(
-        best[metric.column] * metric.scale, 100 * best["accuracy"], "-", color=BLACK,
-        linewidth=5, alpha=0.17, solid_capstyle="round", zorder=2,
-        label="Pareto front, all precisions",
-    )  # fmt: skip
+    faint: dict[str, Any] = {"color": FAINT, "markersize": 3.2, "alpha": 0.6, "markeredgewidth": 0}
+    axis.plot(*_points(rest, metric), ".", zorder=1, rasterized=True, **faint)
+    # The points are too small to be recognised in a legend, so it shows a larger one.
+    axis.plot([], [], ".", color=GREY, markersize=6, label="other settings of the sweep")
+    band: dict[str, Any] = {
+        "color": BLACK,
+        "linewidth": 5,
+        "alpha": 0.17,
+        "solid_capstyle": "round",
+    }
+    axis.plot(*_points(best, metric), "-", zorder=2, label="Pareto front, all precisions", **band)
     for one in drawn:
         look = look_of(LOOKS, one.role)
+        stroke = look.marker == "x"
         axis.plot(
-            one.rows[metric.column] * metric.scale, 100 * one.rows["accuracy"],
-            linestyle=look.line, marker=look.marker, color=look.colour, markersize=look.size,
-            markeredgewidth=1.2 if look.marker == "x" else 0.4, zorder=4,
-            markeredgecolor=look.colour if look.marker == "x" else "white",
+            *_points(one.rows, metric),
+            linestyle=look.line,
+            marker=look.marker,
+            color=look.colour,
+            markersize=look.size,
+            markeredgewidth=1.2 if stroke else 0.4,
+            markeredgecolor=look.colour if stroke else "white",
+            zorder=4,
             label=role_label(one.role),
-        )  # fmt: skip
+        )
     _references(axis, view, metric, precision)
     _measured_points(axis, view, metric, precision)
     _recommended_point(axis, view, metric, precision)
+
+
+def _points(rows: pd.DataFrame, metric: Metric) -> tuple[pd.Series, pd.Series]:
+    """Cost in the shown unit and accuracy in percent."""
+    return rows[metric.column] * metric.scale, 100 * rows["accuracy"]
 
 
 def _references(axis: Axes, view: View, metric: Metric, precision: str) -> None:
@@ -105,28 +119,52 @@ def _references(axis: Axes, view: View, metric: Metric, precision: str) -> None:
     for row in records(full.head(1)):
         if row[metric.column] is not None:
             axis.plot(
-                row[metric.column] * metric.scale, 100 * row["accuracy"], marker="P", color=BLACK,
-                markersize=10, linestyle="none", markeredgecolor="white", zorder=6,
+                row[metric.column] * metric.scale,
+                100 * row["accuracy"],
+                marker="P",
+                color=BLACK,
+                markersize=10,
+                linestyle="none",
+                markeredgecolor="white",
+                zorder=6,
                 label="full network",
-            )  # fmt: skip
+            )
     if view.reference is None:
         return
     top = 100 * view.reference["accuracy"]
     axis.axhline(top, color=GREY, linewidth=0.9, zorder=2)
     axis.axhline(
-        top - 100 * view.loss, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), zorder=2,
+        top - 100 * view.loss,
+        color=GREY,
+        linewidth=0.9,
+        linestyle=(0, (2, 2)),
+        zorder=2,
         label=f"limit: full {view.reference['precision']} less {point_words(view.loss)}",
-    )  # fmt: skip
+    )
 
 
 def _measured_points(axis: Axes, view: View, metric: Metric, precision: str) -> None:
     for row in measured(view, precision):
         if row.get(metric.column) is not None:
             axis.plot(
-                row[metric.column] * metric.scale, 100 * row["accuracy"], marker="D",
-                markerfacecolor="none", markeredgecolor=BLACK, markeredgewidth=1.4, markersize=9,
-                linestyle="none", zorder=7, label="really run, measured",
-            )  # fmt: skip
+                row[metric.column] * metric.scale,
+                100 * row["accuracy"],
+                marker="D",
+                markerfacecolor="none",
+                markeredgecolor=BLACK,
+                markeredgewidth=1.4,
+                markersize=9,
+                linestyle="none",
+                zorder=7,
+                label=_run_words(view, metric),
+            )
+
+
+def _run_words(view: View, metric: Metric) -> str:
+    """What a run's mark tells: its energy may be modelled although it was really run."""
+    if metric is ENERGY:
+        return f"really run, energy {run_energy_source(measured(view))}"
+    return "really run, measured" if metric is LATENCY else "really run"
 
 
 def _recommended_point(axis: Axes, view: View, metric: Metric, precision: str) -> None:
@@ -135,20 +173,36 @@ def _recommended_point(axis: Axes, view: View, metric: Metric, precision: str) -
         return
     place = (row[metric.column] * metric.scale, 100 * row["accuracy"])
     axis.plot(
-        *place, marker="o", markersize=17, markerfacecolor="none", markeredgecolor=BLACK,
-        markeredgewidth=1.6, linestyle="none", zorder=8, label="recommended",
-    )  # fmt: skip
+        *place,
+        marker="o",
+        markersize=17,
+        markerfacecolor="none",
+        markeredgecolor=BLACK,
+        markeredgewidth=1.6,
+        linestyle="none",
+        zorder=8,
+        label="recommended",
+    )
     words = f"beta {beta_words(row['beta'])}" if row["beta"] is not None else str(row["policy"])
     axis.annotate(
-        f"recommended:\n{words}", place, xytext=(14, -34), textcoords="offset points",
-        fontsize=9, zorder=9, bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
-    )  # fmt: skip
+        f"recommended:\n{words}",
+        place,
+        xytext=(14, -34),
+        textcoords="offset points",
+        fontsize=9,
+        zorder=9,
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+    )
 
 
 def _limits(axis: Axes, view: View, metric: Metric, drawn: dict[str, list[Line]]) -> None:
     """Axis ranges (all panels share them): the accuracies that matter, the costs these have."""
-    rows = pd.concat([*(one.rows for found in drawn.values() for one in found),
-                      view.test[view.test["policy"] == "full"]])  # fmt: skip
+    rows = pd.concat(
+        [
+            *(one.rows for found in drawn.values() for one in found),
+            view.test[view.test["policy"] == "full"],
+        ]
+    )
     reference = view.reference["accuracy"] if view.reference else rows["accuracy"].max()
     low = max(0.0, reference - max(SHOWN_LOSS, 3 * view.loss))
     seen = rows[rows["accuracy"] >= low]

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .view import FAMILY, Metric, Setting, View, pool, realisable, records
-from .words import exit_words
+from .view import FAMILY, PREDICTIVE, Metric, Setting, View, pool, realisable, records
+from .words import exit_words, listing
 
-LINES = ("every-exit", "every-exit-best", "predictive", "perfect-predictor", "fixed")
+LINES = ("every-exit", "every-exit-best", *PREDICTIVE, "perfect-predictor", "fixed")
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ def lines(view: View, precision: str) -> list[Line]:
     drawn = [one for one in found if one is not None]
     first = next((one for one in drawn if one.role == "every-exit"), None)
     same = [
-        one for one in drawn
+        one
+        for one in drawn
         if first is not None and one.role == "every-exit-best" and one.family == first.family
-    ]  # fmt: skip
+    ]
     return [one for one in drawn if one not in same]
 
 
@@ -106,9 +107,7 @@ def front(view: View, metric: Metric) -> pd.DataFrame:
     """
     base = realisable(view.calibration if len(view.calibration) else view.test)
     base = base[base[metric.column].notna()]
-    ordered = base.sort_values(
-        [metric.column, "accuracy"], ascending=[True, False], kind="stable"
-    )
+    ordered = base.sort_values([metric.column, "accuracy"], ascending=[True, False], kind="stable")
     best_before = ordered["accuracy"].cummax().shift(fill_value=-1.0)
     keys = ordered.loc[ordered["accuracy"] > best_before, "key"]
     rows = view.test[view.test["key"].isin(keys) & view.test[metric.column].notna()]
@@ -133,3 +132,9 @@ def measured(view: View, precision: str | None = None) -> list[Setting]:
             latest.pop(key, None)
             latest[key] = row
     return list(latest.values())
+
+
+def run_energy_source(rows: list[Setting]) -> str:
+    """Where the energies of measured runs come from."""
+    found = sorted({str(r["energy_source"]) for r in rows if r.get("energy_mj") is not None})
+    return listing(found) if found else "unavailable"

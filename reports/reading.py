@@ -24,8 +24,11 @@ SETTING = ("policy", "criterion", "beta", "start_layer", "predictor", "precision
 PLACE = ("batch_size", "operating_point", "device")
 
 TEXT = frozenset(
-    "split policy criterion predictor precision operating_point device energy_source role kind "
-    "exit_histogram chosen_as name runtime gpu_energy_source cpu_energy_source uncounted".split()
+    {
+        *("split", "role", "chosen_as", "policy", "criterion", "predictor", "precision"),
+        *("operating_point", "device", "runtime", "kind", "name", "uncounted", "exit_histogram"),
+        *("energy_source", "gpu_energy_source", "cpu_energy_source", "energy_note"),
+    }
 )
 REQUIRED = {
     "sweep.csv": ("split", "policy", "precision", "samples", "accuracy", "macs"),
@@ -60,12 +63,12 @@ OPTIONAL = {
 MISSING = {
     "cost.csv": "There is no cost table (cost.csv), so the cost per layer is not shown; "
     "`exitbench profile` writes one.",
-    "comparison.csv": "There is no comparison at equal accuracy (comparison.csv); `exitbench sweep` "
-    "writes it.",
-    "prediction.csv": "How often the forecasts are right is not shown: there is no prediction.csv; "
-    "`exitbench sweep` writes it.",
-    "prediction_confusion.csv": "The confusion of forecast and true jumps is not shown: there is no "
-    "prediction_confusion.csv; `exitbench sweep` writes it.",
+    "comparison.csv": "There is no comparison at equal accuracy (comparison.csv); `exitbench "
+    "sweep` writes it.",
+    "prediction.csv": "How often the forecasts are right is not shown: there is no prediction.csv"
+    "; `exitbench sweep` writes it.",
+    "prediction_confusion.csv": "The confusion of forecast and true jumps is not shown: there is "
+    "no prediction_confusion.csv; `exitbench sweep` writes it.",
     "measurements.jsonl": "Nothing was really run (no measurements.jsonl): every cost below is "
     "replayed from the cost table and not yet confirmed; `exitbench run` does that.",
 }
@@ -145,7 +148,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     """The CSV at ``path`` with typed columns; columns that may be missing are added empty."""
     if not path.is_file():
         raise ExitbenchError(
-            f"{path} is missing; a report needs it. `exitbench sweep --run {path.parent}` writes it."
+            f"{path} is missing; a report needs it. Run `exitbench sweep --run {path.parent}`."
         )
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")

@@ -36,6 +36,8 @@ class Look:
 
 LOOKS = {
     "predictive": Look(VERMILLION, "-", "o"),
+    "predictive-table": Look(GREEN, (0, (5, 1)), "D", 4.0),
+    "predictive-constant": Look(GREY, (0, (2, 1)), "p", 4.5),
     "every-exit-best": Look(BLUE, (0, (6, 2)), "s", 4.0),
     "every-exit": Look(SKY, (0, (4, 1.5, 1, 1.5)), "^", 4.5),
     "fixed": Look(ORANGE, (0, (3, 1.5)), "v", 4.5),
@@ -50,7 +52,7 @@ PREDICTOR_LOOKS = {
 PRECISION_LOOKS = {"fp32": (BLUE, ""), "bf16": (ORANGE, "////"), "int8": (GREEN, "....")}
 OTHER = Look(BLACK, "-", "D")
 
-RC = {
+RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -84,10 +86,11 @@ RC = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within the block, figures are made in the house's style; settings of others do not leak in."""
+    """Within the block, figures are made in the house's style, whatever the user's is."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(RC)
+        for name, value in RC.items():
+            mpl.rcParams[name] = value  # type: ignore[index]
         yield
 
 
@@ -118,9 +121,13 @@ def legend_below(figure: Figure, axes: list[Axes], columns: int = 4) -> None:
             found.setdefault(label, handle)
     if found:
         figure.legend(
-            found.values(), found.keys(), loc="outside lower left", ncols=columns,
-            handlelength=3.2, columnspacing=1.8,
-        )  # fmt: skip
+            found.values(),
+            found.keys(),
+            loc="outside lower left",
+            ncols=columns,
+            handlelength=3.2,
+            columnspacing=1.8,
+        )
 
 
 def save(figure: Figure, folder: Path, name: str) -> str:

@@ -12,13 +12,14 @@ import pandas as pd
 from ..harness.files import replacing
 from .figures_measured import gap, run_label
 from .lines import front, measured
-from .reading import ENERGY_SOURCES
+from .reading import ENERGY_SOURCES, SETTING
 from .view import ENERGY, LATENCY, MACS, ROLE_WORDS, Setting, View, cost_rows, realisable, records
 from .words import (
     NONE,
     POLICY_WORDS,
     beta_words,
     change,
+    count,
     exit_words,
     figures,
     percent,
@@ -30,13 +31,13 @@ FRONT_ROWS = 15
 
 @dataclass(frozen=True)
 class Table:
-    """One table: ``cells`` are the shown texts, ``raw`` is what its CSV file holds."""
+    """One table: ``cells`` are the shown texts, ``raw`` its CSV file (None: no file)."""
 
     name: str
     title: str
     head: list[str]
     cells: list[list[str]]
-    raw: pd.DataFrame
+    raw: pd.DataFrame | None
     note: str = ""
     texts: int = 1
     marked: list[int] = field(default_factory=list)
@@ -64,46 +65,93 @@ def _setting_cells(row: Setting, names: list[str]) -> list[str]:
 SETTING_HEAD = ["precision", "criterion", "beta", "first check", "predictor"]
 
 
-def comparison_table(view: View) -> Table | None:
-    """The policies at equal accuracy, at their test values, against the full network."""
-    rows = [row for role in ROLE_WORDS for row in view.roles.get(role, [])]
-    rows += [row for role in view.roles if role not in ROLE_WORDS for row in view.roles[role]]
-    if not rows:
-        return None
-    label = {id(row): role for role, found in view.roles.items() for row in found}
-    full = view.reference["accuracy"] if view.reference else None
-    cells = [
-        [
-            ROLE_WORDS.get(label[id(row)], label[id(row)]),
-            *_setting_cells(row, view.names),
-            percent(row["accuracy"]),
-            points(row["accuracy"] - full if full is not None else None),
-            figures(row["macs"] / 1e6),
-            change(view.ratio(row, MACS)),
-            figures(row["latency_ms"]),
-            change(view.ratio(row, LATENCY)),
-            energy_text(row),
-            change(view.ratio(row, ENERGY)),
-            figures(row["checks"]),
-            figures(row["mean_exit"]),
-        ]
-        for row in rows
+def _energy_column(rows: list[Setting]) -> tuple[str, Callable[[Setting], str]]:
+    """Head and cells of an energy column: a source that all rows share stands in the head."""
+    sources = {str(row["energy_source"]) for row in rows if row.get("energy_mj") is not None}
+    if len(sources) != 1:
+        return "energy (mJ)", energy_text
+    return (
+        f"energy (mJ, {sources.pop()})",
+        lambda row: (
+            figures(row["energy_mj"]) if row.get("energy_mj") is not None else "unavailable"
+        ),
+    )
+
+
+def comparison_tables(view: View) -> list[Table]:
+    """The policies at equal accuracy, one table per precision, the recommended one first."""
+    best = view.recommended or view.reference or {}
+    order = sorted(view.precisions, key=lambda precision: precision != best.get("precision"))
+    groups = [(p, rows) for p in order if (rows := _compared(view, p))]
+    everything = [{**row, "role": role} for _, rows in groups for role, row in rows]
+    tables = []
+    for number, (precision, rows) in enumerate(groups):
+        raw = pd.DataFrame(everything).drop(columns="key") if number == 0 else None
+        tables.append(_comparison_table(view, precision, rows, raw))
+    return tables
+
+
+def _compared(view: View, precision: str) -> list[tuple[str, Setting]]:
+    """Roles and their settings; the recommended one by itself only if it plays no other."""
+    order = [*ROLE_WORDS, *(role for role in view.roles if role not in ROLE_WORDS)]
+    return [
+        (role, row)
+        for role in order
+        for row in view.roles.get(role, [])
+        if row["precision"] == precision and (role != "recommended" or view.role_of(row) is None)
     ]
-    head = ["policy", *SETTING_HEAD, "accuracy", "against full (points)", "MACs (M)", "against full"]
-    head += ["latency (ms)", "against full", "energy (mJ)", "against full", "heads checked"]
+
+
+def _comparison_table(
+    view: View, precision: str, rows: list[tuple[str, Setting]], raw: pd.DataFrame | None
+) -> Table:
     key = view.recommended["key"] if view.recommended else None
+    reference = view.reference
+    base = (
+        f"the full network in {reference['precision']}" if reference else "nothing: it is missing"
+    )
+    if reference is not None and raw is not None and reference["precision"] != precision:
+        rows = [(f"full network, {reference['precision']}", reference), *rows]
+    words, energy = _energy_column([row for _, row in rows])
+    head = ["policy", "criterion", "beta", "first check", "accuracy", "± points", "MACs (M)"]
+    head += ["± MACs", "latency (ms)", "± latency", words, "± energy", "heads checked"]
+    cells = [_comparison_cells(view, role, row, energy) for role, row in rows]
+    if all(row["energy_mj"] is None for _, row in rows):
+        place = head.index("± energy")
+        head = head[:place] + head[place + 1 :]
+        cells = [found[:place] + found[place + 1 :] for found in cells]
     return Table(
-        "comparison",
-        "The policies at equal accuracy",
+        "comparison" if raw is not None else f"comparison-{precision}",
+        f"The policies at equal accuracy, {precision}",
         [*head, "mean exit"],
         cells,
-        pd.DataFrame([{**row, "role": label[id(row)]} for row in rows]).drop(columns="key"),
+        raw,
         "Chosen on the calibration split as the cheapest within the allowed loss; values of the "
-        "test split, per sample. A bound cannot be run: it knows the truth beforehand. "
-        "The recommended setting is marked.",
-        texts=6,
-        marked=[i for i, row in enumerate(rows) if key is not None and row["key"] == key],
+        f"test split, per sample. ± is against {base}. A bound cannot be run: it knows the truth "
+        "beforehand. The recommended setting is marked.",
+        texts=4,
+        marked=[i for i, (_, row) in enumerate(rows) if key is not None and row["key"] == key],
     )
+
+
+def _comparison_cells(
+    view: View, role: str, row: Setting, energy: Callable[[Setting], str]
+) -> list[str]:
+    full = view.reference["accuracy"] if view.reference else None
+    _, criterion, beta, first, _ = _setting_cells(row, view.names)
+    return [
+        *(ROLE_WORDS.get(role, role), criterion, beta, first),
+        percent(row["accuracy"]),
+        points(row["accuracy"] - full if full is not None else None),
+        figures(row["macs"] / 1e6),
+        change(view.ratio(row, MACS)),
+        figures(row["latency_ms"]),
+        change(view.ratio(row, LATENCY)),
+        energy(row),
+        change(view.ratio(row, ENERGY)),
+        figures(row["checks"]),
+        figures(row["mean_exit"]),
+    ]
 
 
 def front_table(view: View) -> Table | None:
@@ -117,6 +165,7 @@ def front_table(view: View) -> Table | None:
         places = [round(i * (len(shown) - 1) / (FRONT_ROWS - 1)) for i in range(FRONT_ROWS)]
         shown = shown.iloc[places]
     full = view.reference["accuracy"]
+    energy_head, energy = _energy_column(records(shown))
     cells = [
         [
             POLICY_WORDS.get(str(row["policy"]), str(row["policy"])),
@@ -125,13 +174,13 @@ def front_table(view: View) -> Table | None:
             points(row["accuracy"] - full),
             figures(row["macs"] / 1e6),
             figures(row["latency_ms"]),
-            energy_text(row),
+            energy(row),
             change(view.ratio(row, view.metric)),
         ]
         for row in records(shown)
     ]
-    head = ["policy", *SETTING_HEAD, "accuracy", "against full (points)", "MACs (M)"]
-    head += ["latency (ms)", "energy (mJ)", f"{view.metric.noun} against full"]
+    head = ["policy", *SETTING_HEAD, "accuracy", "± points", "MACs (M)"]
+    head += ["latency (ms)", energy_head, f"± {view.metric.noun}"]
     split = "calibration" if len(view.calibration) else "test"
     return Table(
         "pareto",
@@ -141,7 +190,8 @@ def front_table(view: View) -> Table | None:
         rows.drop(columns="key"),
         f"{len(rows)} of {len(realisable(view.test)):,} settings form the front (found on the "
         f"{split} split, values of the test split); {len(shown)} of them are shown, spread over "
-        "the accuracies that matter. The CSV file has all.",
+        "the accuracies that matter. ± is against the full network in "
+        f"{view.reference['precision']}. The CSV file has all.",
         texts=6,
     )
 
@@ -195,8 +245,8 @@ def measured_table(view: View) -> Table | None:
         return None
     cells = [
         [
-            run_label(row),
-            figures(row.get("samples"), 6),
+            run_label(view, row),
+            count(row.get("samples")),
             percent(row["accuracy"]),
             percent(row.get("replay_accuracy")),
             percent(row.get("same_decisions"), 2),
@@ -211,7 +261,7 @@ def measured_table(view: View) -> Table | None:
         for row in rows
     ]
     head = ["setting", "samples", "accuracy", "replayed", "same decisions"]
-    head += ["latency replayed (ms)", "measured (ms)", "95% interval", "gap"]
+    head += ["latency replayed (ms)", "measured (ms)", "range of passes", "gap"]
     head += ["energy replayed (mJ)", "of the run (mJ)", "gap"]
     flat = [{k: v for k, v in r.items() if not isinstance(v, list | dict)} for r in rows]
     return Table(
@@ -225,21 +275,26 @@ def measured_table(view: View) -> Table | None:
 
 
 LAYER_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "checked": ("checked", lambda v: figures(v, 6)),
-    "left": ("left", lambda v: figures(v, 6)),
-    "correct": ("correct", lambda v: figures(v, 6)),
+    "checked": ("checked", count),
+    "left": ("left", count),
+    "correct": ("correct", count),
     "mean_confidence": ("mean confidence", figures),
     "mean_forecast": ("mean forecast", figures),
     "mean_true_jump": ("mean true jump", figures),
-    "forecasts": ("forecasts", lambda v: figures(v, 6)),
-    "prediction_hits": ("right forecasts", lambda v: figures(v, 6)),
+    "forecasts": ("forecasts", count),
+    "prediction_hits": ("right forecasts", count),
 }
 
 
+def _is_recommended(view: View, row: Setting) -> bool:
+    best = view.recommended
+    return best is not None and all(best[column] == row.get(column) for column in SETTING)
+
+
 def layer_tables(view: View) -> list[Table]:
-    """The statistics of every exit, one table per measured run that collected them."""
-    tables = []
-    for row in measured(view):
+    """The statistics of every exit, one table per run, the recommended first."""
+    tables: list[Table] = []
+    for row in sorted(measured(view), key=lambda row: not _is_recommended(view, row)):
         layers = row.get("stat_each_layer")
         if not isinstance(layers, list) or not layers:
             continue
@@ -252,7 +307,7 @@ def layer_tables(view: View) -> list[Table]:
         tables.append(
             Table(
                 f"stat_each_layer_{len(tables) + 1}",
-                run_label(row),
+                run_label(view, row),
                 ["exit", *(words for words, _ in LAYER_COLUMNS.values())],
                 cells,
                 pd.DataFrame(layers),
@@ -263,8 +318,9 @@ def layer_tables(view: View) -> list[Table]:
 
 def all_tables(view: View) -> dict[str, Table]:
     """Every table that the run has data for, by name."""
-    tables = [comparison_table(view), front_table(view), cost_table(view), measured_table(view)]
-    return {t.name: t for t in (*tables, *layer_tables(view)) if t is not None}
+    tables = [front_table(view), cost_table(view), measured_table(view)]
+    found = (*comparison_tables(view), *tables, *layer_tables(view))
+    return {t.name: t for t in found if t is not None}
 
 
 def write_tables(tables: dict[str, Table], folder: Path) -> None:
@@ -279,5 +335,7 @@ def write_tables(tables: dict[str, Table], folder: Path) -> None:
         if path.stem not in tables:
             path.unlink(missing_ok=True)
     for table in tables.values():
+        if table.raw is None:
+            continue
         with replacing(folder / f"{table.name}.csv") as path:
             table.raw.to_csv(path, index=False, lineterminator="\n")

@@ -7,26 +7,30 @@ mixed: one such place is reported, and the page names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .reading import ENERGY_SOURCES, PLACE, Run, as_text
+from .reading import ENERGY_SOURCES, PLACE, SETTING, Run, as_text
 from .words import figures, listing, millions
 
 Setting = dict[str, Any]
 
 PRECISIONS = ("fp32", "bf16", "int8")
+PREDICTIVE = ("predictive", "predictive-table", "predictive-constant")
+CHOSEN_ROLES = ("fixed", "every-exit", "every-exit-best", *PREDICTIVE, "perfect-predictor")
 BOUNDS = ("perfect-predictor", "oracle")
 FAMILY = ("criterion", "start_layer", "predictor")
 ROLE_WORDS = {
     "full": "full network",
     "every-exit": "every-exit from exit 1",
     "every-exit-best": "every-exit, best start layer",
-    "predictive": "predictive exit",
+    "predictive": "predictive exit, convolution",
+    "predictive-table": "predictive exit, table",
+    "predictive-constant": "predictive exit, constant",
     "fixed": "one fixed exit",
     "perfect-predictor": "perfect predictor (a bound)",
     "oracle": "oracle (a bound)",
@@ -83,10 +87,26 @@ class View:
         found = set(self.test["precision"])
         return (*(p for p in PRECISIONS if p in found), *sorted(found - set(PRECISIONS)))
 
+    def role_of(self, row: Mapping[str, Any]) -> str | None:
+        """The role that a setting plays, the recommendation aside; None if it plays none."""
+        for name, rows in self.roles.items():
+            for other in rows if name != "recommended" else []:
+                if all(other[column] == row.get(column) for column in SETTING):
+                    return name
+        return None
+
     def role(self, name: str, precision: str | None = None) -> Setting | None:
         """The setting chosen for a role; in ``precision`` if one was chosen there."""
         rows = self.roles.get(name, [])
         return next((row for row in rows if row["precision"] == precision), next(iter(rows), None))
+
+    def best_predictive(self, precision: str | None = None) -> Setting | None:
+        """The predictive setting that was cheapest on the calibration split, of all predictors."""
+        rows = [row for name in PREDICTIVE if (row := self.role(name, precision)) is not None]
+        rows = [row for row in rows if precision in (None, row["precision"])] or rows
+        known = self.calibration.set_index("key")[self.metric.column].to_dict()
+        costs = [float(known.get(row["key"], np.inf)) for row in rows]
+        return rows[costs.index(min(costs))] if rows else None
 
     def ratio(self, row: Setting | None, metric: Metric, to: Setting | None = None) -> float | None:
         """A setting's cost as a share of the reference's (or of ``to``'s); None if not known."""
@@ -99,10 +119,12 @@ class View:
 def records(frame: pd.DataFrame) -> list[Setting]:
     """The rows of a table as dicts, None where a cell is empty."""
     return [
-        {str(k): None if v == "" or (isinstance(v, float) and np.isnan(v)) else v
-         for k, v in row.items()}
+        {
+            str(k): None if v == "" or (isinstance(v, float) and np.isnan(v)) else v
+            for k, v in row.items()
+        }
         for row in frame.to_dict("records")
-    ]  # fmt: skip
+    ]
 
 
 def look(run: Run) -> View:
@@ -116,10 +138,10 @@ def look(run: Run) -> View:
     names = _exit_names(run)
     draft = View(run, test, calibration, place, places, metrics, loss, roles, None, None, names)
     reference = _reference(draft)
-    draft = View(**{**vars(draft), "reference": reference})
+    draft = replace(draft, reference=reference)
     if not roles:
-        draft = View(**{**vars(draft), "roles": _own_roles(draft)})
-    return View(**{**vars(draft), "recommended": _recommend(draft)})
+        draft = replace(draft, roles=_own_roles(draft))
+    return replace(draft, recommended=_recommend(draft))
 
 
 def _place(run: Run) -> tuple[dict[str, Any], int]:
@@ -155,10 +177,13 @@ def cost_rows(view: View) -> pd.DataFrame | None:
 
 def _accuracy_loss(manifest: dict[str, Any]) -> float:
     """The accuracy that may be lost, as a share; one point where the manifest names none."""
-    for key, value in flatten(manifest.get("config") or {}):
-        if key.split(".")[-1] == "accuracy_loss" and isinstance(value, int | float):
-            return float(value) / 100
-    return 0.01
+    named = [manifest.get("accuracy_loss")]
+    named += [
+        value
+        for key, value in flatten(manifest.get("config") or {})
+        if key.split(".")[-1] == "accuracy_loss"
+    ]
+    return next((v / 100 for v in named if isinstance(v, int | float)), 0.01)
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -178,33 +203,32 @@ def _exit_names(run: Run) -> list[str]:
     histograms = [h for h in run.sweep["exit_histogram"] if h]
     exits = len(histograms[0].split()) - 1 if histograms else 0
     if run.cost is not None:
-        exits = max(exits, int((run.cost["kind"] == "head").sum() and
-                    run.cost.loc[run.cost["kind"] == "head", "index"].max()))  # fmt: skip
+        exits = max(
+            exits,
+            int(
+                (run.cost["kind"] == "head").sum()
+                and run.cost.loc[run.cost["kind"] == "head", "index"].max()
+            ),
+        )
     return [*(f"exit {i}" for i in range(1, exits + 1)), "classifier"]
 
 
-def canonical_role(name: str, start_layer: float | None) -> str:
-    """The role's name as this package knows it; spellings of 'best start layer' are one."""
+def canonical_role(name: str) -> str:
+    """The role's name as this package knows it; spellings of every-exit's two roles are one."""
     plain = name.strip().lower().replace("_", "-").replace(" ", "-")
     if plain.startswith("every-exit"):
         first = plain == "every-exit" or "exit-1" in plain or "first" in plain
         return "every-exit" if first else "every-exit-best"
-    if plain.startswith("perfect"):
-        return "perfect-predictor"
-    if plain in ("cheapest", "choice", "recommended", "best"):
-        return "recommended"
     return plain
 
 
-def _roles(
-    run: Run, test: pd.DataFrame, calibration: pd.DataFrame
-) -> dict[str, list[Setting]]:
+def _roles(run: Run, test: pd.DataFrame, calibration: pd.DataFrame) -> dict[str, list[Setting]]:
     """Per role the chosen settings at their test values: comparison.csv, else `chosen_as`."""
     roles: dict[str, list[Setting]] = {}
     if run.comparison is not None:
         known = {row["key"]: row for row in records(test[test["key"].isin(run.comparison["key"])])}
         for row in records(run.comparison):
-            name = canonical_role(str(row["role"]), row["start_layer"])
+            name = canonical_role(str(row["role"]))
             roles.setdefault(name, []).append({**known.get(row["key"], {}), **row})
         return roles
     marked = pd.concat([calibration, test])
@@ -212,31 +236,30 @@ def _roles(
     for mark in records(marked.drop_duplicates("key")):
         for row in records(test[test["key"] == mark["key"]]):
             for name in str(mark["chosen_as"]).split(";"):
-                role = canonical_role(name, row["start_layer"])
+                role = canonical_role(name)
                 roles.setdefault(role, []).append({**row, "role": role})
     return roles
 
 
 def _reference(view: View) -> Setting | None:
     """The full network that savings are told against, in the most exact precision."""
-    chosen = view.role("full")
-    if chosen is not None:
-        return chosen
     full = view.test[view.test["policy"] == "full"]
     for precision in view.precisions:
-        for row in records(full[full["precision"] == precision]):
+        for row in records(full[full["precision"] == precision].head(1)):
             return row
-    return None
+    return view.role("full")
 
 
 def pool(frame: pd.DataFrame, role: str) -> pd.DataFrame:
     """The rows of ``frame`` from which a role is chosen."""
-    policy, perfect = frame["policy"], frame["predictor"] == "perfect"
+    policy, predictor = frame["policy"], frame["predictor"]
     filters = {
         "every-exit": (policy == "every-exit") & ~(frame["start_layer"] > 1),
         "every-exit-best": policy == "every-exit",
-        "predictive": (policy == "predictive") & ~perfect,
-        "perfect-predictor": (policy == "predictive") & perfect,
+        "predictive": (policy == "predictive") & (predictor == "convolution"),
+        "predictive-table": (policy == "predictive") & (predictor == "table"),
+        "predictive-constant": (policy == "predictive") & (predictor == "constant"),
+        "perfect-predictor": (policy == "predictive") & (predictor == "perfect"),
     }
     return frame[filters.get(role, policy == role)]
 
@@ -246,39 +269,39 @@ def realisable(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["policy"] != "oracle") & (frame["predictor"] != "perfect")]
 
 
-def _calibration_limit(view: View) -> float | None:
-    """The least accuracy on the calibration split that a choice may have."""
-    if view.reference is None:
-        return None
-    full = view.calibration[view.calibration["key"] == view.reference["key"]]
-    return float(full["accuracy"].iloc[0]) - view.loss if len(full) else None
+def _cheapest(view: View, frame: pd.DataFrame, full: Setting | None) -> Setting | None:
+    """The cheapest calibration row of ``frame`` within the allowed loss of the network ``full``.
 
-
-def _cheapest(view: View, frame: pd.DataFrame) -> Setting | None:
-    """The cheapest calibration row within the allowed loss; on a tie the more accurate."""
-    limit = _calibration_limit(view)
-    if limit is None:
+    On a tie the more accurate one; None if there is none, or nothing to compare with.
+    """
+    if full is None:
         return None
+    accuracy = view.calibration.loc[view.calibration["key"] == full["key"], "accuracy"]
+    if accuracy.empty:
+        return None
+    limit = float(accuracy.iloc[0]) - view.loss
     # Accuracies are shares of counted samples: 1e-9 forgives only rounding of the subtraction.
     good = frame[(frame["accuracy"] >= limit - 1e-9) & frame[view.metric.column].notna()]
-    if good.empty:
-        return None
     ordered = good.sort_values(
         [view.metric.column, "accuracy"], ascending=[True, False], kind="stable"
     )
-    return records(ordered.head(1))[0]
+    return next(iter(records(ordered.head(1))), None)
 
 
 def _own_roles(view: View) -> dict[str, list[Setting]]:
     """Roles chosen by the report itself where neither comparison.csv nor `chosen_as` has any."""
     roles: dict[str, list[Setting]] = {}
-    if view.reference is not None:
-        roles["full"] = [{**view.reference, "role": "full"}]
-    for role in ("every-exit", "every-exit-best", "predictive", "perfect-predictor"):
-        best = _cheapest(view, pool(view.calibration, role))
-        if best is not None:
-            rows = records(view.test[view.test["key"] == best["key"]])
-            roles[role] = [{**row, "role": role} for row in rows]
+    for precision in view.precisions:
+        test, calibration = (
+            frame[frame["precision"] == precision] for frame in (view.test, view.calibration)
+        )
+        full = next(iter(records(test[test["policy"] == "full"].head(1))), None)
+        if full is not None:
+            roles.setdefault("full", []).append({**full, "role": "full"})
+        for role in CHOSEN_ROLES:
+            best = _cheapest(view, pool(calibration, role), full)
+            for row in records(test[test["key"] == best["key"]]) if best else []:
+                roles.setdefault(role, []).append({**row, "role": role})
     return roles
 
 
@@ -287,12 +310,7 @@ def _recommend(view: View) -> Setting | None:
     named = view.role("recommended")
     if named is not None:
         return named
-    keys = {row["key"] for role, rows in view.roles.items() if role not in BOUNDS for row in rows}
-    fixed = _cheapest(view, pool(view.calibration, "fixed"))
-    keys |= {fixed["key"]} if fixed is not None else set()
-    if view.reference is not None:
-        keys.add(view.reference["key"])
-    best = _cheapest(view, view.calibration[view.calibration["key"].isin(keys)])
+    best = _cheapest(view, realisable(view.calibration), view.reference)
     if best is None:
         return None
     return next(iter(records(view.test[view.test["key"] == best["key"]])), None)

@@ -27,6 +27,11 @@ def figures(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{min(decimals, 9)}f}".replace("-", "−")
 
 
+def count(value: float | None) -> str:
+    """A whole number with thousands set apart."""
+    return NONE if value is None or math.isnan(value) else f"{value:,.0f}"
+
+
 def millions(value: float | None) -> str:
     """A count in millions, as in ``12.3 M``."""
     return NONE if value is None or math.isnan(value) else f"{figures(value / 1e6)} M"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from exitbench.harness.costs import CostTable
 from exitbench.harness.errors import ExitbenchError
 

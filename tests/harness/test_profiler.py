@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from exitbench.harness.costs import CostTable
 from exitbench.harness.energy import measure_energy
 from exitbench.harness.errors import ExitbenchError
@@ -24,6 +22,7 @@ from exitbench.models.counting import Counts, forecast_counts
 from exitbench.models.network import ExitNetwork
 from exitbench.models.resnet import resnet34
 from exitbench.models.vgg import vgg19
+from torch import Tensor
 
 QUICK = Limits(seconds=0.4, interval=0.5, energy_seconds=5.0)
 
@@ -50,7 +49,7 @@ class Bench:
 
 @dataclass
 class CounterMeter:
-    """A counter that reads the fake machine; what it cannot resolve is None, as in the real ones."""
+    """A counter that reads the fake machine; what it cannot resolve is None, as in real ones."""
 
     bench: Bench
     name: str = "fake counter"
@@ -262,7 +261,10 @@ def test_a_window_that_stays_too_short_is_unresolved_with_its_reason() -> None:
     )
     assert energies["a"].total_j is None
     assert energies["a"].source == "unavailable"
+    assert len(notes) == 1
     assert "too short for a counter" in notes[0]
+    # Ten times the calls it was timed for, then no more, however often it is asked.
+    assert len(bench.windows) < 3 * 8
 
 
 def test_a_domain_without_a_reading_makes_the_total_unavailable_and_not_smaller() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from exitbench.harness.runtime import (
     Prepared,
     availability,
     eager,
-    onednn_float,
     onednn_int8,
     prepare,
 )
@@ -323,103 +320,3 @@ def test_a_unit_that_no_runtime_knows_is_named(trained: dict[str, ExitNetwork]) 
     network.backbone["conv1_2"] = nn.GELU()
     with pytest.raises(ExitbenchError, match=r"unit 'conv1_2'.*not GELU"):
         prepare(network)
-
-
-def broken(monkeypatch: pytest.MonkeyPatch, **operators: Any) -> None:
-    """Let torch answer with other operators than its own."""
-    real = onednn_int8.find_operators()
-    monkeypatch.setattr(
-        onednn_int8, "find_operators", lambda: dataclasses.replace(real, **operators)
-    )
-
-
-@pytest.mark.parametrize(
-    ("which", "words"),
-    [("conv", "int8 convolution differs"), ("conv_sum", "int8 convolution with sum differs")],
-)
-def test_an_operator_that_computes_wrongly_is_found(
-    monkeypatch: pytest.MonkeyPatch, which: str, words: str
-) -> None:
-    if availability("int8"):
-        pytest.skip("no int8 here")
-    real = getattr(onednn_int8.find_operators(), which)
-    broken(monkeypatch, **{which: lambda *arguments: real(*arguments) // 2})
-    reason = availability("int8")
-    assert reason is not None
-    assert words in reason
-    assert "Use fp32 or bf16" in reason
-
-
-def test_an_operator_that_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    if availability("int8"):
-        pytest.skip("no int8 here")
-
-    def fails(*arguments: Any) -> Tensor:
-        raise RuntimeError("could not create a primitive\nat some line")
-
-    broken(monkeypatch, conv=fails)
-    reason = availability("int8")
-    assert reason is not None
-    assert "fails on this machine (could not create a primitive)" in reason
-
-
-def test_an_operator_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn_int8, "_PREPACK", "weight something_else")
-    reason = onednn_int8.unavailable("int8", torch.device("cpu"))
-    assert reason is not None
-    assert "onednn::qconv_prepack" in reason
-    assert "Use fp32 or bf16" in reason
-
-
-def test_an_operator_that_is_wrong_in_one_layer_is_found_by_the_self_test(
-    monkeypatch: pytest.MonkeyPatch, trained: dict[str, ExitNetwork]
-) -> None:
-    if availability("int8"):
-        pytest.skip("no int8 here")
-    real = onednn_int8.find_operators().conv
-
-    def wrong_on_small_maps(x: Tensor, *arguments: Any) -> Tensor:
-        y = real(x, *arguments)
-        return y.add_(3) if y.shape[-1] == 4 else y
-
-    broken(monkeypatch, conv=wrong_on_small_maps)
-    assert availability("int8") is None, "the small check does not see it"
-    with pytest.raises(ExitbenchError, match=r"int8 unit 'conv4_1' differs .* steps"):
-        prepare(trained["vgg19"], "int8", "cpu", pictures(4, seed=1)[0])
-
-
-def test_a_network_that_does_not_survive_8_bits_is_refused(
-    trained: dict[str, ExitNetwork],
-) -> None:
-    if availability("int8"):
-        pytest.skip("no int8 here")
-    # Three pixels are so bright that all others fall on one step, and most images become blank.
-    images = pictures(4, seed=1)[0]
-    images[0, :, 0, 0] = 1e5
-    with pytest.raises(ExitbenchError, match="does not survive 8 bits"):
-        prepare(trained["vgg19"], "int8", "cpu", images)
-
-
-def test_a_prepacked_operator_that_is_wrong_makes_eager_serve(
-    monkeypatch: pytest.MonkeyPatch, trained: dict[str, ExitNetwork]
-) -> None:
-    if onednn_float.unavailable("fp32", torch.device("cpu")):
-        pytest.skip("no oneDNN here")
-    assert ready(trained["resnet34"], "fp32").name == "onednn"
-    real = onednn_float.find_operators()
-    wrong = dataclasses.replace(real, conv_add=lambda *arguments: real.conv_add(*arguments) * 1.01)
-    monkeypatch.setattr(onednn_float, "find_operators", lambda: wrong)
-    prepared = ready(trained["resnet34"], "fp32")
-    assert prepared.name == "eager"
-    assert "not onednn: unit 'stage1_block1_end' differs from eager" in prepared.words
-    with pytest.raises(ExitbenchError, match="differs from eager"):
-        ready(trained["resnet34"], "fp32", runtime="onednn")
-
-
-def test_a_prepacked_operator_that_is_missing_makes_eager_serve(
-    monkeypatch: pytest.MonkeyPatch, trained: dict[str, ExitNetwork]
-) -> None:
-    monkeypatch.setattr(onednn_float, "_CONV", "X something_else")
-    prepared = ready(trained["vgg19"], "fp32")
-    assert prepared.name == "eager"
-    assert "mkldnn::_convolution_pointwise.default" in prepared.words

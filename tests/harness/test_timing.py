@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from exitbench.harness.timing import Limits, measure, median_interval, median_rank, resolution_s
 from hypothesis import given
 from hypothesis import strategies as st
-
-from exitbench.harness.timing import Limits, measure, median_interval, median_rank, resolution_s
 
 
 class FakeClock:

@@ -12,17 +12,15 @@ import pytest
 import torch
 from exitbench.harness import training_loop
 from exitbench.harness.configs import DataConfig, DeviceConfig, TrainConfig
-from exitbench.harness.data import Split
 from exitbench.harness.difficulty import sample_list, write_samples
 from exitbench.harness.errors import ExitbenchError
-from exitbench.harness.training import Recipe, evaluate, hold_out, run_train
-from exitbench.harness.training_modes import make_optimizer, one_cycle, steps_per_epoch
-from exitbench.models import ModelArguments, build, load_checkpoint
+from exitbench.harness.training import run_train
+from exitbench.harness.training_modes import default_learning_rate
+from exitbench.models import load_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
-PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
-EXITS = (1, 6, 20)
+EXITS = (3, 6, 20)
 
 
 def write_images(path: Path, seed: int = 0, test_seed: int = 1, classes: int = 4) -> Path:
@@ -177,11 +175,11 @@ def test_separate_heads_give_way_to_shared_ones_when_asked(
 
 
 def test_training_learns_what_can_be_learned(config: TrainConfig) -> None:
-    """Classes of brightness: chance is 0.25, and one linear unit separates them."""
-    trained_file(config, mode="joint", epochs=12, learning_rate=0.003, exits=(1, 4))
+    """Classes of brightness, which one linear unit separates; chance is 0.25."""
+    trained_file(config, epochs=10, batch_size=8, learning_rate=0.003, seed=2)
     record = load_checkpoint(config.out)[1].training
-    assert record["history"][-1]["loss"] < 0.8 * record["history"][0]["loss"]
-    assert record["test_accuracy"][-1] > 0.5
+    assert record["history"][-1]["loss"] < 0.6 * record["history"][0]["loss"]
+    assert record["test_accuracy"][-1] > 0.7
 
 
 # The same twice
@@ -227,20 +225,6 @@ def test_the_test_split_has_no_influence_on_the_weights(
     assert equal(first, second)
 
 
-def test_validation_images_are_of_every_class_and_not_trained_on() -> None:
-    labels = np.repeat(np.arange(3), (10, 5, 2))
-    split = Split("train", np.zeros((17, 32, 32, 3), np.uint8), labels, np.arange(17) + 100)
-    rest, held = hold_out(split, 0.2, seed=3)
-    assert held is not None
-    assert held.name == "validation"
-    assert np.bincount(held.labels).tolist() == [2, 1, 1]
-    assert sorted([*rest.indices, *held.indices]) == list(range(100, 117))
-    again = hold_out(split, 0.2, seed=3)[1]
-    assert again is not None
-    assert np.array_equal(held.indices, again.indices)
-    assert hold_out(split, 0.0, seed=3) == (split, None)
-
-
 def test_early_stopping_ends_with_the_best_weights(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +261,7 @@ def test_the_record_tells_how_the_network_was_trained(
         "epochs": 2,
         "kept_epoch": 2,
         "optimizer": "adam",
-        "learning_rate": 0.001,
+        "learning_rate": default_learning_rate("exits", "adam"),
         "weight_decay": 5e-4,
         "batch_size": 16,
         "seed": 4,
@@ -334,79 +318,6 @@ def test_the_test_accuracy_is_of_the_chosen_subset(config: TrainConfig, tmp_path
     assert all(round(3 * value, 9) == round(3 * value) for value in accuracies)
 
 
-# Accuracy
-
-
-def test_accuracy_counts_right_answers_at_every_exit() -> None:
-    network = build("vgg19", ModelArguments(classes=3, width=0.125, exits=(2,))).eval()
-    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
-    with torch.no_grad():
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-        answers = [logits.argmax(1).numpy() for logits in network(pixels)]
-    labels = answers[0].copy()
-    labels[:2] = (labels[:2] + 1) % 3
-    split = Split("test", images, labels, np.arange(7))
-    measured = evaluate(network, split, PLAIN, "cpu", 4)
-    assert measured == [5 / 7, float((answers[1] == labels).mean())]
-    assert evaluate(network, split, PLAIN, "cpu", 4, heads=False) == measured[1:]
-
-
-def test_accuracy_of_unusable_weights_is_refused() -> None:
-    network = build("vgg19", ModelArguments(classes=3, width=0.125, exits=()))
-    torch.nn.init.constant_(network.classifier.linear.weight, float("nan"))
-    split = Split("test", np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int64), np.arange(2))
-    with pytest.raises(ExitbenchError, match="not finite on the split 'test'"):
-        evaluate(network, split, PLAIN)
-
-
-def test_a_split_without_images_has_no_accuracy() -> None:
-    network = build("vgg19", ModelArguments(classes=3, width=0.125, exits=()))
-    split = Split("test", np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int64), np.arange(0))
-    with pytest.raises(ExitbenchError, match="no images"):
-        evaluate(network, split, PLAIN)
-
-
-# Schedule and optimisers
-
-
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_almost_nothing() -> None:
-    rates = [one_cycle(step, 100, 0.1) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1 / 25)
-    assert max(rates) == rates[25] == pytest.approx(0.1)
-    assert rates[-1] == pytest.approx(0.1 * 1e-4)
-    assert rates[:26] == sorted(rates[:26])
-    assert rates[25:] == sorted(rates[25:], reverse=True)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_shortest_schedules_have_a_positive_rate_throughout(steps: int) -> None:
-    assert all(0 < one_cycle(step, steps, 0.1) <= 0.1 for step in range(steps))
-
-
-@pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_biases_and_batch_norm_do_not_decay(name: str) -> None:
-    network = build("vgg19", ModelArguments(width=0.125, exits=(1,)))
-    recipe = Recipe("joint", name, 1, 16, 0.1, weight_decay=0.01)
-    decays = {
-        id(parameter): group["weight_decay"]
-        for group in make_optimizer(recipe, network.parameters()).param_groups
-        for parameter in group["params"]
-    }
-    block = network.backbone["conv1_1"]
-    assert decays[id(block.conv.weight)] == 0.01
-    assert decays[id(network.classifier.linear.weight)] == 0.01
-    assert decays[id(network.classifier.linear.bias)] == 0
-    assert decays[id(block.bn.weight)] == decays[id(block.bn.bias)] == 0
-    assert len(decays) == len(list(network.parameters()))
-
-
-def test_a_last_batch_of_one_image_is_left_out() -> None:
-    assert steps_per_epoch(32, 16) == 2
-    assert steps_per_epoch(33, 16) == 2
-    assert steps_per_epoch(34, 16) == 3
-    assert steps_per_epoch(1, 16) == 0
-
-
 def test_a_batch_size_that_leaves_one_image_over_trains(config: TrainConfig) -> None:
     # 48 images - 5 for calibration - 8 for validation = 35 = 2 * 17 + 1.
     trained_file(config, epochs=1, batch_size=17)
@@ -427,8 +338,11 @@ BAD: list[tuple[Change, str]] = [
     ({"epochs": 0}, "epochs is 0"),
     ({"learning_rate": -1.0}, "learning_rate is -1"),
     ({"learning_rate": float("nan")}, "learning_rate is nan"),
+    ({"learning_rate": 1e300}, "learning_rate is 1e\\+300; at most 1e\\+30"),
+    ({"weight_decay": 1e300}, "weight_decay is 1e\\+300; at most 1e\\+30"),
     ({"validation_share": 0.7}, "0 to 0.5"),
     ({"patience": 2, "validation_share": 0.0}, "patience needs validation images"),
+    ({"out": Path()}, "out is the folder"),
     ({"device": DeviceConfig(device="tpu")}, "auto, cpu, cuda or cuda:N"),
 ]
 
@@ -470,18 +384,14 @@ def test_the_initial_checkpoint_is_never_overwritten(config: TrainConfig) -> Non
         run_train(replace(config, mode="exits", init=config.out), silent)
 
 
-def test_a_folder_as_output_is_refused(config: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(ExitbenchError, match="out is the folder"):
-        run_train(replace(config, out=tmp_path), silent)
-
-
 def diverging(config: TrainConfig) -> None:
     run_train(replace(config, optimizer="sgd", learning_rate=1e30), silent)
 
 
 def ruined_at_the_last_step(config: TrainConfig) -> None:
-    # One step: its loss is finite, the weights after it are not.
-    run_train(replace(config, optimizer="sgd", learning_rate=3e38, epochs=1, batch_size=64), silent)
+    # One step: its loss is finite, but 1e20 * 1e29 times a weight is more than a float32 holds.
+    steep = replace(config, optimizer="sgd", learning_rate=1e20, weight_decay=1e29)
+    run_train(replace(steep, epochs=1, batch_size=64), silent)
 
 
 @pytest.mark.parametrize("run", [diverging, ruined_at_the_last_step])

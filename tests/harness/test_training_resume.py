@@ -196,7 +196,7 @@ def test_changed_images_count_as_other_settings(config: TrainConfig) -> None:
 
 
 def test_threads_do_not_count_as_settings(config: TrainConfig) -> None:
-    interrupt(config)
+    interrupt(config, epoch=4)
     run_train(replace(config, device=DeviceConfig(device="cpu", threads=2)), silent)
     assert config.out.is_file()
 

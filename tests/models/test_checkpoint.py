@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,7 +246,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones(save: Callable[..., Sav
     path, _, _ = save(exits=())
     change(path, model="vgg16")
 
-    with pytest.raises(ExitbenchError, match=r"unknown model 'vgg16'; known are resnet34, vgg19"):
+    with pytest.raises(ExitbenchError, match=r"unknown model 'vgg16', known are resnet34, vgg19"):
         load_checkpoint(path)
 
 
@@ -264,15 +265,30 @@ def test_a_model_other_than_the_expected_one_is_refused(save: Callable[..., Save
         ({"dataset": ...}, "dataset"),
         ({"arguments": {"depth": 19}}, "depth"),
         ({"surprise": 1}, "surprise"),
+        ({"arguments": {"width": "wide"}}, "argument width is 'wide'"),
+        ({"arguments": {"classes": 10.5}}, "argument classes is 10.5"),
+        ({"arguments": {"exits": ["a"]}}, "argument exits is"),
+        ({"model": ["vgg19"]}, "unknown model"),
+        ({"normalisation": {"mean": [1]}}, "normalisation must hold mean and std"),
+        ({"calibration": [1]}, "calibration is"),
+        ({"class_names": "ab"}, "class_names is"),
     ],
 )
-def test_an_incomplete_header_is_refused_with_the_key(
+def test_a_wrong_header_is_refused_with_the_key(
     save: Callable[..., Saved], changes: dict[str, Any], named: str
 ) -> None:
     path, _, _ = save(exits=())
     change(path, **changes)
 
-    with pytest.raises(ExitbenchError, match=f"header is incomplete.*{named}"):
+    with pytest.raises(ExitbenchError, match=f"header is wrong.*{re.escape(named)}"):
+        load_checkpoint(path)
+
+
+def test_an_argument_out_of_range_is_refused_with_the_file(save: Callable[..., Saved]) -> None:
+    path, _, _ = save(exits=())
+    change(path, arguments={"classes": 10, "exits": [99]})
+
+    with pytest.raises(ExitbenchError, match=r"safetensors: exits are \[99\]"):
         load_checkpoint(path)
 
 
@@ -296,7 +312,7 @@ def test_tensors_of_another_shape_are_named(save: Callable[..., Saved]) -> None:
     path, _, _ = save(exits=(1,))
     change(path, arguments={"classes": 12, "width": 0.125, "exits": [1]})
 
-    with pytest.raises(ExitbenchError, match=r"has misshapen tensors .*of 4"):
+    with pytest.raises(ExitbenchError, match=r"has misshapen or mistyped tensors .*of 4"):
         load_checkpoint(path)
 
 

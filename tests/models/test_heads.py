@@ -115,7 +115,8 @@ def test_a_head_puts_its_grid_through_a_hidden_layer_with_relu() -> None:
         y = torch.einsum("kc,ncij->nkij", head.bag.codebook.weight[:, :, 0, 0], quadrants)
         y = y + head.bag.codebook.bias.reshape(1, -1, 1, 1)  # type: ignore[union-attr]
         similarity = (torch.tanh(y) + 1) / 2
-        features = (similarity / similarity.sum(1, keepdim=True)).reshape(2, 256)
+        histogram = similarity / similarity.sum(1, keepdim=True)
+        features = (64 * histogram - 1).reshape(2, 256)
         assert head.reduce is not None
         hidden = (features @ head.reduce.weight.T + head.reduce.bias).clamp(min=0)
         expected = hidden @ head.classify.weight.T + head.classify.bias

@@ -1,0 +1,322 @@
+"""What the numbers say, in sentences: the recommendation, the findings and the limits.
+
+Every sentence is made from the files of the run; none holds a figure of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .figures_measured import gap, run_label
+from .lines import measured
+from .view import ENERGY, LATENCY, MACS, Metric, Setting, View, cost_rows, energy_source
+from .words import (
+    accuracy_change,
+    change,
+    figures,
+    listing,
+    percent,
+    point_words,
+    saving,
+    setting_words,
+)
+
+NOTICEABLE = 0.02
+"""Cost differences below this share are told as no difference: medians are not sharper."""
+
+
+def told(view: View, row: Setting, metric: Metric, to: Setting | None = None) -> str:
+    """A cost against the reference (or ``to``) in words, with the source of an energy."""
+    text = saving(view.ratio(row, metric, to), metric.noun)
+    return f"{text} ({row['energy_source']})" if metric is ENERGY else text
+
+
+def _sourced(metric: Metric, row: Setting) -> str:
+    """The metric's name, an energy's with its source."""
+    return f"{metric.noun} ({row['energy_source']})" if metric is ENERGY else metric.noun
+
+
+def headline(view: View) -> str:
+    """The recommended setting in one sentence."""
+    row, full = view.recommended, view.reference
+    if full is None:
+        return "No recommendation: the sweep has no row of the full network to compare with."
+    if row is None:
+        if view.calibration.empty:
+            return (
+                "No recommendation: the sweep has no rows of the calibration split, and a setting "
+                "picked on the test split would be a wrong result."
+            )
+        return (
+            f"No recommendation: no setting stays within {point_words(view.loss)} of the full "
+            "network on the calibration split."
+        )
+    if row["key"] == full["key"]:
+        return (
+            f"Run the full network in {full['precision']}: no cheaper setting stays within "
+            f"{point_words(view.loss)} of its accuracy on the calibration split."
+        )
+    where = f"the full network in {full['precision']}"
+    costs = told(view, row, view.metric)
+    if view.metric is ENERGY and view.ratio(row, LATENCY) is not None:
+        costs += f" and {told(view, row, LATENCY)}"
+    change_words = accuracy_change(row["accuracy"] - full["accuracy"])
+    lost = full["accuracy"] - row["accuracy"]
+    over = f" (more than the {point_words(view.loss)} allowed)" if lost > view.loss + 1e-9 else ""
+    return f"Run {setting_words(row, view.names)}: {costs} than {where}, {change_words}{over}."
+
+
+def verdict(view: View) -> str:
+    """Whether prediction pays, against every-exit from its best start layer."""
+    wanted = view.recommended["precision"] if view.recommended else None
+    predictive = view.best_predictive(wanted)
+    every = view.role("every-exit-best", wanted) or view.role("every-exit", wanted)
+    if predictive is None or every is None:
+        missing = "predictive exit" if predictive is None else "every-exit"
+        return (
+            f"Whether prediction pays cannot be said: no setting of {missing} was chosen within "
+            "the allowed loss."
+        )
+    ratio = view.ratio(predictive, view.metric, every)
+    if ratio is None:
+        return "Whether prediction pays cannot be said: a cost is missing."
+    against = "every-exit from its best start layer"
+    if every["precision"] != predictive["precision"]:
+        against += f" (in {every['precision']})"
+    difference = predictive["accuracy"] - every["accuracy"]
+    return (
+        f"{_judgement(ratio, difference, view.loss)}: predictive exit "
+        f"({predictive['predictor']} predictor) needs "
+        f"{told(view, predictive, view.metric, every)} than {against} "
+        f"({setting_words(every, view.names)}), {accuracy_change(difference)}."
+    )
+
+
+def _judgement(ratio: float, difference: float, loss: float) -> str:
+    """Whether a cost ratio pays; open where it is bought or paid back with accuracy.
+
+    Both settings kept the limit on the calibration split; half of the allowed loss between them
+    on the test split is too much to call that equal accuracy.
+    """
+    cheaper, dearer = ratio < 1 - NOTICEABLE, ratio > 1 + NOTICEABLE
+    if (cheaper and difference < -loss / 2) or (dearer and difference > loss / 2):
+        return (
+            "Whether prediction pays is open here, as the accuracy is not equal on the test split"
+        )
+    if cheaper:
+        return "Prediction pays here"
+    return (
+        "Prediction does not pay here" if dearer else "Prediction makes next to no difference here"
+    )
+
+
+def findings(view: View) -> list[str]:
+    """Further sentences that help to decide."""
+    found = [
+        _held(view),
+        _precision_share(view),
+        _plain_exit(view),
+        _other_costs(view),
+        _bound(view),
+        _heads(view),
+        _confirmed(view),
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def _held(view: View) -> str | None:
+    """Whether the accuracy limit, kept on calibration, held on test."""
+    row, full = view.recommended, view.reference
+    if row is None or full is None or row["key"] == full["key"]:
+        return None
+    lost = full["accuracy"] - row["accuracy"]
+    sentence = (
+        f"Accuracy on the test split: {percent(row['accuracy'])} against "
+        f"{percent(full['accuracy'])} of the full network in {full['precision']}"
+    )
+    if lost > view.loss + 1e-9:
+        return (
+            f"{sentence}. That is more than the {point_words(view.loss)} allowed: the setting kept "
+            "the limit on the calibration split, where it was chosen, and not on the test split."
+        )
+    return f"{sentence}; within the {point_words(view.loss)} allowed."
+
+
+def _precision_share(view: View) -> str | None:
+    """What the precision alone saves."""
+    row, full = view.recommended, view.reference
+    if row is None or full is None or row["precision"] == full["precision"]:
+        return None
+    alone = view.role("full", row["precision"])
+    if alone is None or alone["precision"] != row["precision"]:
+        return None
+    return (
+        f"Of this, the precision alone brings a part: the full network in {row['precision']} needs "
+        f"{told(view, alone, view.metric)} than in {full['precision']}; against it the recommended "
+        f"setting needs {told(view, row, view.metric, alone)}."
+    )
+
+
+def _plain_exit(view: View) -> str | None:
+    """What a network simply cut off at one exit would do."""
+    row = view.recommended
+    if row is None or row["policy"] == "fixed":
+        return (
+            "Where a sample leaves is not decided by its confidence at all: cutting the network "
+            "off at one exit was the cheapest that keeps the accuracy."
+            if row is not None
+            else None
+        )
+    fixed = view.role("fixed", row["precision"])
+    if fixed is None or fixed["precision"] != row["precision"]:
+        return None
+    return (
+        f"Cutting the network off instead ({setting_words(fixed, view.names)}) needs "
+        f"{told(view, fixed, view.metric, row)} than the recommended setting."
+    )
+
+
+def _other_costs(view: View) -> str | None:
+    """How predictive exit compares under each cost: it may pay in one and not in another."""
+    wanted = view.recommended["precision"] if view.recommended else None
+    predictive, every = view.best_predictive(wanted), view.role("every-exit-best", wanted)
+    if predictive is None or every is None:
+        return None
+    parts = [
+        f"{change(ratio)} {_sourced(metric, predictive)}"
+        for metric in (MACS, LATENCY, ENERGY)
+        if (ratio := view.ratio(predictive, metric, every)) is not None
+    ]
+    return (
+        f"Predictive exit against every-exit from its best start layer, cost by cost: "
+        f"{listing(parts)}; it checks {figures(predictive['checks'])} heads per sample instead of "
+        f"{figures(every['checks'])}."
+    )
+
+
+def _bound(view: View) -> str | None:
+    """How much a predictor without faults would still gain."""
+    wanted = view.recommended["precision"] if view.recommended else None
+    predictive, perfect = view.best_predictive(wanted), view.role("perfect-predictor", wanted)
+    if predictive is None or perfect is None or predictive["precision"] != perfect["precision"]:
+        return None
+    if (view.ratio(perfect, view.metric, predictive) or 1.0) >= 1 - NOTICEABLE:
+        return (
+            "A predictor that knew the truth, chosen in the same way, would need "
+            f"{told(view, perfect, view.metric, predictive)} than the best real one: better "
+            "forecasts have nothing to gain here."
+        )
+    return (
+        "A predictor that knew the truth would need "
+        f"{told(view, perfect, view.metric, predictive)} than the best real one: more than that "
+        "no predictor can gain here."
+    )
+
+
+def _heads(view: View) -> str | None:
+    """The price of checking."""
+    rows = cost_rows(view)
+    if rows is None or rows[view.metric.column].isna().all():
+        return None
+    precision = (view.recommended or view.reference or {}).get("precision")
+    own = rows[rows["precision"] == precision] if (rows["precision"] == precision).any() else rows
+    mean = own.groupby("kind")[view.metric.column].mean()
+    if "head" not in mean or not mean.get("segment"):
+        return None
+    source = f" ({energy_source(own)})" if view.metric is ENERGY else ""
+    return (
+        f"One check costs {percent(mean['head'] / mean['segment'], 0)} of what the layers between "
+        f"two exits cost on average, in {view.metric.noun}{source}."
+    )
+
+
+def _confirmed(view: View) -> str | None:
+    """Whether the recommended setting was really run, and how near the replay was."""
+    row = view.recommended
+    runs = measured(view)
+    if row is None or not runs:
+        return None
+    role = view.role_of(row)
+    for run in runs:
+        if role is not None and view.role_of(run) == role and run["precision"] == row["precision"]:
+            gaps = [
+                f"{change(g, 1)} {_sourced(m, run)}"
+                for m in (LATENCY, ENERGY)
+                if (g := gap(run, m)) is not None
+            ]
+            off = f", {listing(gaps)} against its replay" if gaps else ""
+            return f"The recommended setting was really run ({run_label(view, run)}){off}."
+    return "The recommended setting itself was not really run; its costs are replayed."
+
+
+def limits(view: View) -> list[str]:
+    """What the numbers cannot tell, for this run."""
+    chosen_on_test = (
+        "The sweep has no calibration rows: the front is found on the test split itself and is "
+        "therefore too favourable."
+    )
+    other = "Other batch sizes and devices have other costs"
+    if view.places > 1:
+        other += f"; the sweep holds {view.places} such places and this page shows one"
+    return [
+        *view.run.notes,
+        *([chosen_on_test] if view.calibration.empty else []),
+        *_sampling(view),
+        *_energy_limits(view),
+        "Latency and energy in the sweep are replayed: sums of separately measured parts, for "
+        f"{_place_words(view)}. {other}.",
+        *_uncounted(view),
+        "Oracle and perfect predictor know the truth beforehand: bounds that cannot be run.",
+    ]
+
+
+def _sampling(view: View) -> list[str]:
+    row = view.recommended or view.reference
+    if row is None or not row.get("samples"):
+        return []
+    p, n = row["accuracy"], row["samples"]
+    half = 1.96 * math.sqrt(p * (1 - p) / n)
+    return [
+        f"Accuracy comes from {n:,.0f} test samples: {percent(p)} is known to ±{100 * half:.1f} "
+        "points (95%, binomial). Differences between settings on the same samples are sharper, "
+        "yet tenths of a point should not decide."
+    ]
+
+
+def _energy_limits(view: View) -> list[str]:
+    source = energy_source(view.test)
+    if source == "unavailable":
+        return [
+            "Energy is unavailable: no meter could be read on this machine. It is not estimated; "
+            f"settings are ranked by {view.metric.noun}."
+        ]
+    if "modelled" in source:
+        return [
+            f"Energy is {source}. Modelled energy is power from the hardware profile times time: "
+            "it follows latency and cannot show what a power meter would."
+        ]
+    return ["Energy is measured by the meters named below; it includes all they cover."]
+
+
+def _place_words(view: View) -> str:
+    size, point, device = (view.place.get(c) for c in ("batch_size", "operating_point", "device"))
+    words = []
+    if isinstance(size, int | float) and not math.isnan(size):
+        words.append(f"batch size {size:g}")
+    words += [f"operating point {point}"] if point else []
+    words += [f"device {device}"] if device else []
+    return listing(words) if words else "the batch size and device of the cost table"
+
+
+def _uncounted(view: View) -> list[str]:
+    rows = cost_rows(view)
+    if rows is None:
+        return []
+    names: dict[str, Any] = {
+        name.strip(): None
+        for cell in rows["uncounted"]
+        if cell
+        for name in str(cell).replace(";", " ").replace(",", " ").split()
+    }
+    return [f"Operators whose MACs are not counted: {', '.join(names)}."] if names else []

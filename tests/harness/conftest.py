@@ -1,0 +1,30 @@
+"""What the tests of the pipeline share; made once per session, and by nobody changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pipeline_fixtures import Inputs
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """A small dataset, and small networks with and without exits."""
+    from pipeline_fixtures import make_inputs
+
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def finished(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a finished study of the VGG-19; tests copy what they change."""
+    from exitbench.harness.pipeline import study
+    from pipeline_fixtures import silent, study_config
+
+    run = tmp_path_factory.mktemp("study") / "run"
+    study(study_config(inputs.vgg, run), silent)
+    return run
