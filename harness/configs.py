@@ -84,7 +84,7 @@ class TrainConfig:
     batch_size: int = 128
     """Images per step."""
     learning_rate: float | None = None
-    """Peak of the one-cycle schedule. None: 0.1 for sgd, 0.001 for adam, 0.005 in mode exits."""
+    """Peak of the one-cycle schedule. None: 0.1 for sgd, 0.001 for adam, 0.02 in mode exits."""
     weight_decay: float = 5e-4
     """Weight decay of the convolution and linear weights."""
     patience: int | None = None

@@ -198,7 +198,8 @@ def judge_live(
     starts = list(range(1, exits + 1)) if config.start_layer is None else [config.start_layer]
     if not 1 <= starts[0] <= exits:
         raise ExitbenchError(f"start layer is {starts[0]}; this network has exits 1 to {exits}")
-    rows, cells = [], []
+    rows: list[pd.DataFrame] = []
+    cells: list[pd.DataFrame] = []
     with tempfile.TemporaryDirectory(dir=directory.path, prefix=".live-") as folder:
         for precision, network in prepared.items():
             traces = load_traces(directory, precision)

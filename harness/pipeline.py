@@ -150,7 +150,7 @@ def run_demo(config: DemoConfig, say: Say) -> None:
     run_train(
         TrainConfig(
             network, mode="exits", init=backbone, optimizer="adam", epochs=8, batch_size=64,
-            learning_rate=5e-3, data=data, device=device,
+            data=data, device=device,
         ),
         say,
     )  # fmt: skip

@@ -213,6 +213,7 @@ def _write(directory: RunDirectory, precision: str, batch_size: int, result: Pro
     table.write(directory.cost)
     samples = directory.path / f"cost-samples-{precision}-{batch_size}.npz"
     with replacing(samples) as temporary, temporary.open("wb") as handle:
-        np.savez_compressed(handle, **{k: np.array(v) for k, v in result.samples_ms.items()})
+        arrays: dict[str, Any] = {k: np.array(v) for k, v in result.samples_ms.items()}
+        np.savez_compressed(handle, **arrays)
 
 

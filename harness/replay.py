@@ -118,14 +118,12 @@ def replay_starts(
 ) -> Iterator[Replayed]:
     """One setting of ``every-exit`` or ``predictive`` from each start layer in turn."""
     assert setting.criterion is not None
-    setting = replace(setting, start_layer=starts[0])
+    criterion, setting = setting.criterion, replace(setting, start_layer=starts[0])
     policy = make_policy(setting, trace.meta.exits, scales, calibration, truth_of=trace)
-    following = decide_all(policy, trace, setting.criterion)
+    following = decide_all(policy, trace, criterion)
     hits = None
     if isinstance(policy, Predictive):
         hits = following == true_leaves(setting, trace, scales)
     for start in starts:
         decided = Decided(following, start, policy.forecasts)
-        yield _summary(
-            replace(setting, start_layer=start), decided, trace, setting.criterion, hits
-        )
+        yield _summary(replace(setting, start_layer=start), decided, trace, criterion, hits)

@@ -83,8 +83,9 @@ class RunDirectory:
         """Put values into the manifest and write it; dictionaries are merged, not replaced."""
         for key, value in values.items():
             old = self.manifest.get(key)
-            both = isinstance(old, dict) and isinstance(value, dict)
-            self.manifest[key] = {**old, **value} if both else value
+            if isinstance(old, dict) and isinstance(value, dict):
+                value = {**old, **value}
+            self.manifest[key] = value
         write_json(self.manifest_path, self.manifest)
 
     def begin(self, command: str, config: dict[str, Any], environment: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -39,7 +40,6 @@ def run_sweep(config: SweepConfig, say: Say) -> None:
     prices = {name: prices_for(table, pair, config.batch_size) for name, pair in traces.items()}
     directory.begin("sweep", to_plain(config), directory.manifest["environment"])
     rows = sweep(grid, traces, prices, say)
-    rows.insert(rows.columns.get_loc("precision") + 1, "batch_size", 0)
     rows["batch_size"] = [prices[name].batch_size for name in rows.precision]
     rows["operating_point"] = [prices[name].operating_point for name in rows.precision]
     rows["device"] = directory.manifest["environment"].get("device")
@@ -119,7 +119,7 @@ def prices_for(table: CostTable, traces: Traces, batch_size: int | None) -> Pric
 
 def setting_of(row: pd.Series) -> Setting:
     """The setting in a row of sweep.csv or comparison.csv."""
-    values = {name: None if pd.isna(row[name]) else row[name] for name in SETTING_COLUMNS}
+    values: dict[str, Any] = {name: None if pd.isna(row[name]) else row[name] for name in SETTING_COLUMNS}
     start = values["start_layer"]
     values["start_layer"] = None if start is None else int(start)
     return Setting(**values)
@@ -134,7 +134,8 @@ def _write_predictions(
     directory: RunDirectory, chosen: pd.DataFrame, traces: dict[str, Traces]
 ) -> None:
     """How well the chosen predictive settings forecast, from every start layer."""
-    rows, cells = [], []
+    rows: list[pd.DataFrame] = []
+    cells: list[pd.DataFrame] = []
     for _, row in chosen[chosen.role.isin(JUDGED_ROLES)].iterrows():
         setting = setting_of(row)
         pair = traces[setting.precision]

@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -47,7 +48,7 @@ ROUND_CHUNK = 4_000_000  # numbers of a round's logits held at once: 16 MB
 # loaded without complaint and fails as soon as it is used as a file of arrays.
 _UNREADABLE = (
     OSError, ValueError, KeyError, IndexError, EOFError, TypeError, AttributeError,
-    NotImplementedError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

@@ -120,10 +120,11 @@ def traced_subject(
 
 def _refuse_another(directory: RunDirectory, what: str, new: Any) -> None:
     key = {"network": "sha256", "splits": "samples"}.get(what, what)
+    words = "other splits" if what == "splits" else f"another {what}"
     old = directory.manifest.get("checkpoint", {}).get(key)
     if old is not None and old != new:
         raise ExitbenchError(
-            f"{directory.path} was made with another {what} ({old}, now {new}); choose another "
+            f"{directory.path} was made with {words} ({old}, now {new}); choose another "
             "run directory, or delete this one"
         )
 

@@ -118,7 +118,7 @@ OPTIMIZERS: dict[str, Callable[[_Groups, float], torch.optim.Optimizer]] = {
     "sgd": lambda groups, rate: torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True),
 }
 LEARNING_RATES = {"adam": 1e-3, "sgd": 0.1}
-HEAD_LEARNING_RATES = {"adam": 5e-3, "sgd": 0.1}  # a few small layers on a fixed backbone
+HEAD_LEARNING_RATES = {"adam": 2e-2, "sgd": 0.1}  # a few small layers on a fixed backbone
 
 
 def default_learning_rate(mode: str, optimizer: str) -> float:

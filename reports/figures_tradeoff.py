@@ -64,7 +64,7 @@ def tradeoff(view: View, metric: Metric) -> Picture | Absent:
         axis.set_title(precision)
         axis.set_xlabel(axis_label(view, metric))
     axes[0].set_ylabel("Accuracy on the test split (%)")
-    _limits(axes[0], view, metric, drawn)
+    _limits(axes[0], view, metric, drawn, best)
     legend_below(figure, axes)
     alt = (
         f"Scatter and line chart, {len(precisions)} panel(s) ({', '.join(precisions)}): accuracy "
@@ -190,15 +190,18 @@ def _recommended_point(axis: Axes, view: View, metric: Metric, precision: str) -
         xytext=(14, -34),
         textcoords="offset points",
         fontsize=9,
-        zorder=9,
+        zorder=5,
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
     )
 
 
-def _limits(axis: Axes, view: View, metric: Metric, drawn: dict[str, list[Line]]) -> None:
+def _limits(
+    axis: Axes, view: View, metric: Metric, drawn: dict[str, list[Line]], best: pd.DataFrame
+) -> None:
     """Axis ranges (all panels share them): the accuracies that matter, the costs these have."""
     rows = pd.concat(
         [
+            best,
             *(one.rows for found in drawn.values() for one in found),
             view.test[view.test["policy"] == "full"],
         ]

@@ -62,15 +62,15 @@ OPTIONAL = {
 }
 MISSING = {
     "cost.csv": "There is no cost table (cost.csv), so the cost per layer is not shown; "
-    "`exitbench profile` writes one.",
-    "comparison.csv": "There is no comparison at equal accuracy (comparison.csv); `exitbench "
-    "sweep` writes it.",
+    "'exitbench profile' writes one.",
+    "comparison.csv": "There is no comparison at equal accuracy (comparison.csv); 'exitbench "
+    "sweep' writes it.",
     "prediction.csv": "How often the forecasts are right is not shown: there is no prediction.csv"
-    "; `exitbench sweep` writes it.",
+    "; 'exitbench sweep' writes it.",
     "prediction_confusion.csv": "The confusion of forecast and true jumps is not shown: there is "
-    "no prediction_confusion.csv; `exitbench sweep` writes it.",
+    "no prediction_confusion.csv; 'exitbench sweep' writes it.",
     "measurements.jsonl": "Nothing was really run (no measurements.jsonl): every cost below is "
-    "replayed from the cost table and not yet confirmed; `exitbench run` does that.",
+    "replayed from the cost table and not yet confirmed; 'exitbench run' does that.",
 }
 
 
@@ -100,7 +100,7 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise ExitbenchError(
             f"{path} is no run directory: there is no such folder. Give the folder that "
-            "`exitbench study`, `sweep` or `demo` wrote."
+            "'exitbench study', 'sweep' or 'demo' wrote."
         )
     manifest = _read_manifest(path / "manifest.json")
     missing = {name: words for name, words in MISSING.items() if not (path / name).is_file()}
@@ -109,7 +109,7 @@ def read_run(path: Path) -> Run:
     if not (sweep["split"] == "test").any():
         raise ExitbenchError(
             f"{path / 'sweep.csv'}: no row of the split 'test'; results are reported on it. Run "
-            "`exitbench trace` for the test split and `exitbench sweep` again."
+            "'exitbench trace' for the test split and 'exitbench sweep' again."
         )
     measurements, notes = _read_measurements(path / "measurements.jsonl")
     return Run(
@@ -130,7 +130,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExitbenchError(
             f"{path} is missing, so {path.parent} is no run directory. Give the folder that "
-            "`exitbench study`, `sweep` or `demo` wrote."
+            "'exitbench study', 'sweep' or 'demo' wrote."
         )
     manifest = read_json(path)
     if not isinstance(manifest, dict):
@@ -148,7 +148,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     """The CSV at ``path`` with typed columns; columns that may be missing are added empty."""
     if not path.is_file():
         raise ExitbenchError(
-            f"{path} is missing; a report needs it. Run `exitbench sweep --run {path.parent}`."
+            f"{path} is missing; a report needs it. Run 'exitbench sweep --run {path.parent}'."
         )
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
@@ -252,7 +252,7 @@ def _read_measurements(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[st
                 )
             raise ExitbenchError(
                 f"{path}, line {number}: no valid JSON ({error}). Remove that line, or the file, "
-                "and measure again with `exitbench run`."
+                "and measure again with 'exitbench run'."
             ) from error
         found.append(_checked_measurement(path, number, value))
     return tuple(found), ()
@@ -266,7 +266,7 @@ def _checked_measurement(path: Path, number: int, value: Any) -> dict[str, Any]:
         if value.get(field) is None:
             raise ExitbenchError(
                 f"{where}: the field {field!r} is missing. Remove the line and measure again with "
-                "`exitbench run`."
+                "'exitbench run'."
             )
     for field in ("accuracy", "latency_ms", "energy_mj", "replay_latency_ms", "replay_energy_mj"):
         number_or_none = value.get(field)

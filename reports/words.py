@@ -61,14 +61,13 @@ def points(difference: float | None) -> str:
 
 
 def saving(ratio: float | None, noun: str) -> str:
-    """A ratio of two costs in words: ``62% less energy``, ``12% more latency``, ``as much ...``."""
+    """A ratio of two costs in words that go before "than": ``62% less energy``."""
     if ratio is None or math.isnan(ratio):
         return f"an unknown change in {noun}"
     share = round(100 * abs(1 - ratio))
-    if share == 0:
-        return f"as {'many' if noun == 'MACs' else 'much'} {noun} (a difference below 0.5%)"
     less = "fewer" if noun == "MACs" else "less"
-    return f"{share}% {less if ratio < 1 else 'more'} {noun}"
+    size = f"{share}%" if share or ratio == 1 else "under 0.5%"
+    return f"{size} {less if ratio <= 1 else 'more'} {noun}"
 
 
 def point_words(share: float) -> str:
@@ -115,7 +114,9 @@ def exit_words(number: int, names: list[str]) -> str:
     """An exit by number and name: ``exit 6 (conv5)``."""
     if number == len(names):
         return "the classifier"
-    return f"exit {number} ({names[number - 1]})" if 0 < number < len(names) else f"exit {number}"
+    name = names[number - 1] if 0 < number < len(names) else ""
+    plain = name.replace(" ", "") in ("", f"exit{number}", str(number))
+    return f"exit {number}" if plain else f"exit {number} ({name})"
 
 
 def listing(items: list[str]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...models.blocks import State, main_path
 from ...models.network import ExitNetwork
+from .heads import FoldedHead
 from .plan import Plan
 
 
@@ -112,12 +113,14 @@ class PlannedNetwork:
 def exit_modules(
     network: ExitNetwork, device: torch.device
 ) -> tuple[tuple[nn.Module, ...], nn.Module]:
-    """Copies of the heads and the classifier, in fp32 on ``device``, in evaluation mode."""
-    numbers = range(1, network.num_exits + 1)
-    # One deep copy for all, so that what the heads share stays shared.
-    heads = copy.deepcopy(nn.ModuleList([*map(network.head, numbers), network.classifier]))
-    heads.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
-    return tuple(heads[:-1]), heads[-1]
+    """Folded copies of the heads and a copy of the classifier: fp32, on ``device``, in eval mode."""
+    folded = [
+        FoldedHead(network.head(number), point.side)
+        for number, point in enumerate(network.exit_points, start=1)
+    ]
+    modules = nn.ModuleList([*folded, copy.deepcopy(network.classifier)])
+    modules.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+    return tuple(modules[:-1]), modules[-1]
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def test_one_file_is_cut_into_disjoint_halves_by_the_seed(config: TraceConfig) -
     run_trace(config, said)
     parts = [Trace(config.run / f"trace-{split}-fp32.npz") for split in ("calibration", "test")]
     positions = [trace.indices.tolist() for trace in parts]
-    assert sorted(sum(positions, [])) == list(range(40))
+    assert sorted(positions[0] + positions[1]) == list(range(40))
     assert len(positions[0]) == len(positions[1]) == 20
     logits, labels = random_logits()
     for trace in parts:
@@ -128,11 +128,10 @@ def test_from_logits_to_a_priced_sweep_a_comparison_and_a_subset(config: TraceCo
     rows = pd.read_csv(config.run / "sweep.csv")
     full = rows[(rows.policy == "full") & (rows.split == "test")].iloc[0]
     assert full.macs == 100 + 200 + 300 + 400 + 5
-    assert full.flops == 2 * full.macs or np.isnan(full.flops)
     second = rows[(rows.policy == "fixed") & (rows.start_layer == 2)]
     assert second.macs.tolist() == [100 + 200 + 20] * 2
     # What the table does not say is empty, not 0.
-    assert rows.latency_ms.isna().all()
+    assert rows[["flops", "latency_ms"]].isna().all(axis=None)
     assert rows.energy_mj.isna().all()
     assert (rows.energy_source == "unavailable").all()
     assert set(rows.samples) == {20}

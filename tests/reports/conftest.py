@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import Plan, write_run
+from synthetic_run import write_run
+from synthetic_sweep import Plan
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_savings_are_told_in_words() -> None:
     assert saving(0.38, "energy") == "62% less energy"
     assert saving(1.12, "MACs") == "12% more MACs"
     assert saving(0.5, "MACs") == "50% fewer MACs"
-    assert saving(1.001, "latency") == "as much latency (a difference below 0.5%)"
+    assert saving(1.001, "latency") == "under 0.5% more latency"
     assert accuracy_change(-0.008) == "at 0.8 points less accuracy"
     assert accuracy_change(0.01) == "at 1.0 point more accuracy"
     assert accuracy_change(0.0001) == "at the same accuracy"
@@ -75,4 +75,5 @@ def test_a_setting_is_told_with_what_it_has() -> None:
     fixed = {"policy": "fixed", "start_layer": 1.0, "precision": "fp32"}
     assert setting_words(fixed, names) == "a fixed exit in fp32, exit 1 (conv1)"
     assert exit_words(3, names) == "the classifier"
+    assert exit_words(1, ["exit 1", "classifier"]) == "exit 1"
     assert listing(["a", "b", "c"]) == "a, b and c"
