@@ -132,7 +132,7 @@ def run_pass(
             outcomes.append(walk(live.policy, source, observe))
         bench.prepared.synchronise()
         seconds = time.perf_counter() - opened
-        readings.append(_timed(window.close(), seconds))
+        readings.append(window.close().lasting(seconds))
     return merge(outcomes), _total(readings)
 
 
@@ -149,10 +149,6 @@ def _chunks(bench: Bench) -> Iterator[tuple[IntArray, Tensor]]:
     for start in range(0, len(bench.positions), size):
         positions = bench.positions[start : start + size]
         yield positions, bench.subject.at("test", positions)
-
-
-def _timed(reading: Reading, seconds: float) -> Reading:
-    return Reading(seconds, reading.joules, reading.source, reading.note, reading.sources)
 
 
 def _total(readings: Sequence[Reading]) -> Reading:

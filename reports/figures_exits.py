@@ -48,6 +48,16 @@ def shares(one: Line) -> tuple[np.ndarray, np.ndarray]:
     return rows["beta"].to_numpy(), counts / counts.sum(axis=1, keepdims=True)
 
 
+def distinct(values: np.ndarray) -> list[str]:
+    """The numbers with as few digits as tell them apart, at least three; none is rounded to 1."""
+    for digits in range(3, 7):
+        labels = [f"{value:.{digits}g}" for value in values]
+        as_one = [value for value, label in zip(values, labels, strict=True) if label == "1"]
+        if len(set(labels)) == len(labels) and all(value == 1 for value in as_one):
+            break
+    return labels
+
+
 def _stack(axis: Axes, view: View, one: Line, colours: ListedColormap) -> None:
     betas, share = shares(one)
     bottom = np.zeros(len(betas))
@@ -66,7 +76,7 @@ def _stack(axis: Axes, view: View, one: Line, colours: ListedColormap) -> None:
         )
         bottom += share[:, exit_index]
     step = max(1, len(betas) // 7)
-    axis.set_xticks(places[::step], [f"{b:.3g}" for b in betas[::step]], rotation=45)
+    axis.set_xticks(places[::step], distinct(betas[::step]), rotation=45)
     axis.set_xlabel("beta")
     axis.set_ylim(0, 108)
     axis.set_yticks(range(0, 101, 20))

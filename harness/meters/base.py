@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -83,6 +83,19 @@ class Reading:
     def total_source(self) -> Source:
         """Where ``total_j`` comes from; ``unavailable`` where it is None."""
         return "unavailable" if self.total_j is None else self.source
+
+    def lasting(self, seconds: float) -> Reading:
+        """This reading of a stretch known to have lasted ``seconds``.
+
+        What is modelled is power times time and follows the time; what was counted stays.
+        """
+        joules = {
+            domain: value * seconds / self.seconds
+            if value is not None and self._source(domain) == "modelled" and self.seconds > 0
+            else value
+            for domain, value in self.joules.items()
+        }
+        return replace(self, seconds=seconds, joules=joules)
 
     def _of(self, *domains: str) -> float | None:
         return _sum([self.joules[domain] for domain in domains if domain in self.joules])

@@ -113,7 +113,8 @@ class ChosenWindow:
         chosen = self.meter
         seconds = chosen.clock() - self.opened_s
         # Last opened, first closed: the windows stay nested and their edges even out.
-        readings = [window.close() for window in reversed(self.windows)][::-1]
+        closed = [window.close() for window in reversed(self.windows)][::-1]
+        readings = [reading.lasting(seconds) for reading in closed]
         joules: dict[str, float | None] = {}
         notes = []
         if chosen.required:

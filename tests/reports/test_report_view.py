@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from exitbench.reports.figures_exits import distinct
 from exitbench.reports.findings import findings, headline, verdict
 from exitbench.reports.lines import front, line, lines, others
 from exitbench.reports.reading import read_run
@@ -162,3 +163,8 @@ def test_the_verdict_follows_cost_and_accuracy(
         rows.loc[predictive, "accuracy"] = every.accuracy + accuracy
     rows.to_csv(run / "comparison.csv", index=False)
     assert verdict(look(read_run(run))).startswith(words)
+
+
+def test_values_of_beta_near_one_stay_distinct_on_the_axis() -> None:
+    assert distinct(np.array([0.5, 0.99912, 0.99987])) == ["0.5", "0.9991", "0.9999"]
+    assert distinct(np.array([0.5, 0.75])) == ["0.5", "0.75"]
