@@ -276,7 +276,7 @@ class DemoConfig:
 
     run: Path = Path("runs/demo")
     """Run directory to write to."""
-    device: DeviceConfig = field(default_factory=DeviceConfig)
+    device: DeviceConfig = field(default_factory=lambda: DeviceConfig(threads=1))
 
 
 @dataclass(frozen=True)

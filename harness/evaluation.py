@@ -13,6 +13,7 @@ import numpy as np
 
 from .calibration import CALIBRATION, thresholds
 from .configs import DataConfig, DeviceConfig
+from .errors import ExitbenchError
 from .judging import judge
 from .policies import Full, Policy, Predictive
 from .predictors import DEFAULT_HORIZON, DEFAULT_KERNEL, convolution_stack
@@ -109,6 +110,8 @@ def evaluate_checkpoint(
     Raises:
         ExitbenchError: the checkpoint, the data, the device, or a value of the setting is wrong.
     """
+    if batch_size < 1:
+        raise ExitbenchError(f"batch size is {batch_size}; it must be at least 1")
     predictive, full = policy == "predictive", policy == "full"
     subject = load_subject(checkpoint, data, device, say, limit, needs_exits=not full)
     setting = Setting(

@@ -119,7 +119,8 @@ def prices_for(table: CostTable, traces: Traces, batch_size: int | None) -> Pric
 
 def setting_of(row: pd.Series) -> Setting:
     """The setting in a row of sweep.csv or comparison.csv."""
-    values: dict[str, Any] = {name: None if pd.isna(row[name]) else row[name] for name in SETTING_COLUMNS}
+    cells = {name: row[name] for name in SETTING_COLUMNS}
+    values: dict[str, Any] = {n: None if pd.isna(cell) else cell for n, cell in cells.items()}
     start = values["start_layer"]
     values["start_layer"] = None if start is None else int(start)
     return Setting(**values)

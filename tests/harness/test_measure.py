@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from exitbench.harness.measure import (
     run_pass,
     run_settings,
 )
-from exitbench.harness.meters.base import Reading
+from exitbench.harness.meters.base import Reading, minimum_window_s
 from exitbench.harness.meters.choose import ChosenMeter
 from exitbench.harness.profiling import run_profile
 from exitbench.harness.rundir import RunDirectory
@@ -164,6 +165,61 @@ def test_one_unresolved_pass_makes_the_energy_unavailable_and_says_why(
     assert row["energy_mj"] is None
     assert row["energy_source"] == "unavailable"
     assert row["energy_note"] == "the window is too short"
+
+
+@dataclass
+class Worked:
+    """A slow counter that counts work instead of energy: 1 mJ per image that enters the network.
+
+    It stands before the network too, so that it sees them.
+    """
+
+    prepared: Any
+    images: int = 0
+    widths_s: list[float] = field(default_factory=list)
+    name: str = "counter of work"
+    domains: tuple[str, ...] = ("cpu",)
+    source: str = "measured"
+    update_period_s: float = 0.002
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prepared, name)
+
+    def run_segment(self, number: int, state: Any) -> Any:
+        self.images += len(state) if number == 1 else 0
+        return self.prepared.run_segment(number, state)
+
+    def open(self) -> WorkedWindow:
+        return WorkedWindow(self, self.images, time.perf_counter())
+
+
+@dataclass
+class WorkedWindow:
+    """Work since the window was opened."""
+
+    meter: Worked
+    images: int
+    opened_s: float
+
+    def close(self) -> Reading:
+        seconds = time.perf_counter() - self.opened_s
+        self.meter.widths_s.append(seconds)
+        return Reading(seconds, {"cpu": (self.meter.images - self.images) * 1e-3}, "measured")
+
+
+def test_a_pass_that_is_too_short_for_the_counter_is_repeated_in_one_window(
+    finished: Path, inputs: Inputs
+) -> None:
+    bench = bench_of(finished, inputs.vgg, 64)
+    meter = Worked(bench.prepared)
+    bench = replace(bench, prepared=meter, meter=meter)
+    (row,) = run_settings(bench, SETTINGS[-1:], 2, 0, silent)
+    # Fixed at exit 3, 60 images take a fraction of the 0.1 s that 50 updates need.
+    assert min(meter.widths_s[1:]) >= minimum_window_s(meter) == 0.1
+    assert meter.images > 3 * 60
+    # However often it ran, an image costs what it costs once.
+    assert row["energy_mj"] == pytest.approx(1.0, rel=1e-12)
+    assert row["same_decisions"] == 1.0
 
 
 def test_without_a_meter_energy_is_unavailable_never_0(bench: Bench) -> None:
