@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 from .choose import BOUNDS
 from .configs import RunConfig
 from .costs import CostTable
+from .data import subset
 from .environment import environment
 from .errors import ExitbenchError
 from .judging import judge, tables
@@ -30,6 +32,7 @@ from .trace import Trace, TraceMeta, record, writing
 from .tracing import note_subject, traced_subject
 
 Say = Callable[[str], None]
+LIVE_PREDICTION, LIVE_CONFUSION = "prediction_live.csv", "prediction_live_confusion.csv"
 DEFAULT_ROLES = ("full", "every-exit", "every-exit-best", "predictive", "recommended")
 
 
@@ -187,7 +190,10 @@ def judge_live(
     config: RunConfig,
     say: Say,
 ) -> None:
-    """Forward mode ``accuracy``: run every exit, judge the forecasts of predictive settings."""
+    """Forward mode ``accuracy``: run every exit, judge the forecasts of predictive settings.
+
+    The tables stand beside those of the sweep, which are judged on the whole recorded trace.
+    """
     predictive = [setting for setting in settings if setting.policy == "predictive"]
     if not predictive:
         raise ExitbenchError(
@@ -198,12 +204,15 @@ def judge_live(
     starts = list(range(1, exits + 1)) if config.start_layer is None else [config.start_layer]
     if not 1 <= starts[0] <= exits:
         raise ExitbenchError(f"start layer is {starts[0]}; this network has exits 1 to {exits}")
+    part = subject.parts["test"]
+    few = subset(part, thinned(len(part), config.limit))
+    limited = replace(subject, parts={**subject.parts, "test": few})
     rows: list[pd.DataFrame] = []
     cells: list[pd.DataFrame] = []
     with tempfile.TemporaryDirectory(dir=directory.path, prefix=".live-") as folder:
         for precision, network in prepared.items():
             traces = load_traces(directory, precision)
-            live = _live_trace(subject, network, traces.test.meta, Path(folder), say)
+            live = _live_trace(limited, network, traces.test.meta, Path(folder), say)
             for setting in (s for s in predictive if s.precision == precision):
                 judged = judge(setting, live, traces.scales, traces.calibration, starts)
                 for item in judged:
@@ -215,8 +224,9 @@ def judge_live(
                     tables(setting, "test", judged), (rows, cells), strict=True
                 ):
                     table.append(found)
-    write_table(directory.path / "prediction.csv", pd.concat(rows, ignore_index=True))
-    write_table(directory.path / "prediction_confusion.csv", pd.concat(cells, ignore_index=True))
+    for name, frames in ((LIVE_PREDICTION, rows), (LIVE_CONFUSION, cells)):
+        write_table(directory.path / name, pd.concat(frames, ignore_index=True))
+    say(f"wrote {directory.path / LIVE_PREDICTION} and {LIVE_CONFUSION}")
 
 
 def _live_trace(
@@ -225,6 +235,7 @@ def _live_trace(
     part = subject.parts["test"]
     path = folder / f"{meta.precision}.npz"
     say(f"run {meta.precision}: {len(part)} images through every exit")
+    meta = replace(meta, samples=len(part))
     with writing(path, meta, part.labels, np.asarray(part.indices)) as writer:
         record(writer, subject.batches("test", 256), network)
     return Trace(path)

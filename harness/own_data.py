@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -45,6 +46,12 @@ def load_npz(path: Path) -> Arrays:
     return Arrays(arrays["x_train"], y_train, arrays["x_test"], y_test, names, mirror=True)
 
 
+# numpy parses an array's header as Python, which a damaged one need not be.
+_DAMAGED = (
+    OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
 def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
     remedy = "Write it with numpy.savez(file, x_train=..., y_train=..., x_test=..., y_test=...)."
     try:
@@ -57,7 +64,7 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
             }
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ExitbenchError(f"there is no file {path}. {remedy}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise ExitbenchError(f"{path} is not a whole npz file ({error}). {remedy}") from error
 
 

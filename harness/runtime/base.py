@@ -113,7 +113,7 @@ class PlannedNetwork:
 def exit_modules(
     network: ExitNetwork, device: torch.device
 ) -> tuple[tuple[nn.Module, ...], nn.Module]:
-    """Folded copies of the heads and a copy of the classifier: fp32, on ``device``, in eval mode."""
+    """Folded copies of the heads and a copy of the classifier: fp32, eval mode, on ``device``."""
     folded = [
         FoldedHead(network.head(number), point.side)
         for number, point in enumerate(network.exit_points, start=1)

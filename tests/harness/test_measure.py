@@ -320,16 +320,19 @@ def test_forward_mode_accuracy_judges_the_forecasts_from_every_exit(run: Path) -
     before = pd.read_csv(run / "prediction.csv")
     config = RunConfig(run, settings=("predictive",), forward_mode="accuracy", device=CPU)
     run_run(config, silent)
-    found = pd.read_csv(run / "prediction.csv")
+    found = pd.read_csv(run / "prediction_live.csv")
     expected = before[before.predictor == "convolution"].reset_index(drop=True)
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
-    confusion = pd.read_csv(run / "prediction_confusion.csv")
+    confusion = pd.read_csv(run / "prediction_live_confusion.csv")
     assert confusion["count"].sum() == found.forecasts.sum()
     hits = confusion[confusion.forecast_jump == confusion.true_jump]["count"].sum()
     assert hits == found.hits.sum()
     assert not (run / "measurements.jsonl").exists()
-    run_run(replace(config, start_layer=2), silent)
-    assert pd.read_csv(run / "prediction.csv").start_layer.tolist() == [2]
+    run_run(replace(config, start_layer=2, limit=10), silent)
+    few = pd.read_csv(run / "prediction_live.csv")
+    assert few.start_layer.tolist() == [2]
+    assert few.forecasts.sum() <= 10
+    assert pd.read_csv(run / "prediction.csv").equals(before), "the sweep's own table stays"
 
 
 def test_forward_mode_accuracy_needs_a_forecast_and_an_exit(run: Path) -> None:
