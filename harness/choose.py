@@ -14,6 +14,7 @@ import pandas as pd
 from .sweep import SETTING_COLUMNS
 
 BOUNDS = ("perfect-predictor", "oracle")
+COST_WORDS = {"energy_mj": "energy", "latency_ms": "latency", "macs": "MACs"}
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,27 @@ def is_bound(rows: pd.DataFrame) -> pd.Series:
 
 
 def cost_column(rows: pd.DataFrame) -> str:
-    """What settings are ranked by: energy where it is known, else latency, else MACs."""
+    """What settings are ranked by: energy, latency or MACs, the first known for all of them.
+
+    A cost that some settings lack would rank these last for no fault of theirs.
+    """
     for column in ("energy_mj", "latency_ms"):
         if rows[column].notna().all():
             return column
     return "macs"
+
+
+def ranking_words(rows: pd.DataFrame) -> str:
+    """What settings are ranked by and why by no better cost, as a sentence for people."""
+    chosen = cost_column(rows)
+    words = f"settings are ranked by {COST_WORDS[chosen]}"
+    for column in COST_WORDS:
+        if column == chosen:
+            break
+        known = int(rows[column].notna().sum())
+        lacking = "all of them" if known == 0 else f"{len(rows) - known} of {len(rows)} rows"
+        words += f"; {COST_WORDS[column]} is unknown for {lacking}"
+    return words
 
 
 def on_front(accuracy: np.ndarray, cost: np.ndarray) -> np.ndarray:
@@ -95,7 +112,7 @@ def mark(rows: pd.DataFrame, accuracy_loss: float) -> pd.DataFrame:
     keys = setting_keys(rows)
     cost = cost_column(rows)
     calibration = rows[rows.split == "calibration"]
-    methods = calibration[~is_bound(calibration)]
+    methods = calibration[~is_bound(calibration) & calibration[cost].notna()]
     front = methods[on_front(methods.accuracy.to_numpy(), methods[cost].to_numpy())]
     rows["pareto"] = keys.isin(keys[front.index]).astype(int)
     roles: dict[tuple[object, ...], list[str]] = {}
@@ -128,10 +145,10 @@ def target_accuracy(rows: pd.DataFrame, accuracy_loss: float) -> float:
 def cheapest(rows: pd.DataFrame, target: float, cost: str) -> int | None:
     """Index of the cheapest row with at least the target accuracy; None if there is none.
 
-    Of rows of equal cost the most accurate is taken. The tolerance only undoes the rounding of
-    ``reference - loss``.
+    A row without that cost is never chosen. Of rows of equal cost the most accurate is taken. The
+    tolerance only undoes the rounding of ``reference - loss``.
     """
-    able = rows[rows.accuracy >= target - 1e-12]
+    able = rows[(rows.accuracy >= target - 1e-12) & rows[cost].notna()]
     if able.empty:
         return None
     ranked = able.sort_values([cost, "accuracy"], ascending=[True, False], kind="stable")
@@ -141,11 +158,13 @@ def cheapest(rows: pd.DataFrame, target: float, cost: str) -> int | None:
 def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     """The paper's comparison at equal accuracy: one row per role and precision, on the test split.
 
-    ``calibration_accuracy`` is the accuracy by which the setting was chosen; ``X_vs_full`` its
-    cost as a share of the full network of the same precision. A role for which no setting keeps
+    ``calibration_accuracy`` is the accuracy by which the setting was chosen, ``ranked_by`` the
+    column of the cost; ``X_vs_full`` its cost as a share of the full network of the same
+    precision. A role for which no setting keeps
     the accuracy is missing.
     """
     names = [role.name for role in ROLES] + ["recommended"]
+    ranked_by = cost_column(rows)
     test, calibration = (rows[rows.split == split] for split in ("test", "calibration"))
     chosen_by = dict(zip(setting_keys(calibration), calibration.accuracy, strict=True))
     found = []
@@ -160,7 +179,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
                     column = {"latency": "latency_ms", "energy": "energy_mj"}.get(quantity, "macs")
                     base = full[column].iloc[0] if len(full) else np.nan
                     entry[f"{quantity}_vs_full"] = row[column] / base
-                found.append(entry)
+                found.append(entry | {"ranked_by": ranked_by})
     return pd.DataFrame(found)
 
 

@@ -30,6 +30,13 @@ _DESCRIPTION = (
     "command with their defaults; --version shows the version."
 )
 
+# How torch, its libraries and drivers say it; their errors are plain RuntimeErrors.
+_MEMORY_WORDS = (
+    "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory",
+    "bad_alloc", "could not create a memory", "storage size calculation overflowed",
+    "cublas_status_alloc_failed",
+)  # fmt: skip
+
 _C = TypeVar("_C")
 
 
@@ -113,6 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         print(f"exitbench: {_what_failed(error)}", file=sys.stderr)
+        return ExitbenchError.exit_status
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print(f"exitbench: {_what_was_too_large(error)}", file=sys.stderr)
         return ExitbenchError.exit_status
 
 
@@ -201,6 +213,21 @@ def _runner(config: Any) -> Callable[[Any, Callable[[str], None]], None]:
             )
             return runner
     raise AssertionError(f"no command takes {type(config).__name__}")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    said = str(error).lower()
+    return any(words in said for words in _MEMORY_WORDS)
+
+
+def _what_was_too_large(error: Exception) -> str:
+    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return (
+        f"the memory does not suffice ({first}). Take a smaller --batch-size or --batch-sizes, "
+        "fewer images (--limit), or a device with more memory."
+    )
 
 
 def _what_failed(error: OSError) -> str:

@@ -17,7 +17,6 @@ Predictor = Literal["convolution", "table", "constant", "perfect"]
 Precision = Literal["fp32", "bf16", "int8"]
 Model = Literal["vgg19", "resnet34"]
 TrainMode = Literal["normal", "original", "exits", "joint"]
-Tier = Literal["quick", "standard"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,15 @@ class DataConfig:
     download: bool = True
     """Fetch a dataset that is not in --data-root yet."""
     calibration_samples: int | None = None
-    """Images of the calibration split, taken from train. None: a tenth of train, at most 5000."""
-    split_seed: int = 0
-    """Seed of the split of train into train and calibration."""
+    (
+        "Images of the calibration split, taken from train. None: as many as the checkpoint was "
+        "trained with, else a tenth of train, at most 5000."
+    )
+    split_seed: int | None = None
+    (
+        "Seed of the split of train into train and calibration. None: the one that the checkpoint "
+        "was trained with, else 0."
+    )
     subset: Path | None = None
     (
         "List of samples written by 'exitbench subset', to which the test split is cut down. None: "
@@ -114,7 +119,7 @@ class TraceConfig:
     calibration_logits: Path | None = None
     """With --logits: the same for the calibration split. None: the logits are split in halves."""
     cost: Path | None = None
-    """With --logits: a cost table (CSV), written by hand or by another tool. None: price later."""
+    """With --logits, which needs it: a cost table (CSV), by hand or from another tool."""
     precisions: tuple[Precision, ...] = ("fp32",)
     """Precisions to trace."""
     horizon: int = 8
@@ -149,6 +154,8 @@ class ProfileConfig:
     """Stop when the 95% interval of every median is within this share of it; 0.02 is 2%."""
     energy: bool = True
     """Measure energy, or model it where no meter can be read; else only latency."""
+    energy_seconds: float | None = None
+    """Time limit for an energy counter. None: for three windows per unit, 1800 s at most."""
     hardware: str = "auto"
     """Hardware profile: auto, a shipped name, or a TOML file."""
     horizon: int = 8
@@ -168,10 +175,7 @@ class SweepConfig:
     criteria: tuple[Criterion, ...] = ("softmax", "activation", "margin", "entropy")
     """Confidence criteria."""
     beta: tuple[str, ...] = ("auto",)
-    (
-        "Values of beta (a sample may leave when its confidence reaches beta times the threshold), "
-        "or auto for a grid that spans the useful range of each criterion."
-    )
+    """Factors on the threshold at which samples may leave, or auto for a grid of useful ones."""
     beta_count: int = 25
     """Number of values that auto chooses."""
     start_layers: tuple[int, ...] | None = None
@@ -194,9 +198,8 @@ class RunConfig:
     """Run directory with a sweep."""
     settings: tuple[str, ...] = ()
     (
-        "Roles of the comparison to run (full, every-exit, predictive, ...) or row numbers of "
-        "sweep.csv. None given: the full network, every-exit, predictive and two points of the "
-        "front."
+        "Roles of the comparison to run (full, every-exit, predictive, ...) or rows of sweep.csv. "
+        "None given: full, every-exit, predictive, recommended and two points of the front."
     )
     checkpoint: Path | None = None
     """Network to run. None: the one that the run directory was traced with."""
@@ -213,7 +216,7 @@ class RunConfig:
     batch_size: int | None = None
     """Images per batch. None: the batch size that the sweep was priced with."""
     hardware: str = "auto"
-    """Hardware profile: auto, a shipped name, or a TOML file."""
+    """Hardware profile. auto: the one of the cost table; another one is refused."""
     data: DataConfig = field(default_factory=DataConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
@@ -246,6 +249,8 @@ class StudyConfig:
     """Time limit for profiling one precision and batch size, in seconds."""
     energy: bool = True
     """Measure energy, or model it where no meter can be read; else only latency."""
+    energy_seconds: float | None = None
+    """Time limit for an energy counter. None: for three windows per unit, 1800 s at most."""
     hardware: str = "auto"
     """Hardware profile: auto, a shipped name, or a TOML file."""
     criteria: tuple[Criterion, ...] = ("softmax", "activation", "margin", "entropy")
@@ -262,8 +267,8 @@ class StudyConfig:
     """Accuracy that may be lost against the full network, in percentage points."""
     limit: int | None = None
     """Use at most this many images of each split. None: all."""
-    run_limit: int | None = None
-    """Really run at most this many test images per setting. None: all."""
+    run_limit: int | None = 1000
+    """Really run at most this many test images, evenly spread, per setting and pass."""
     repeats: int = 3
     """Measured passes per setting; the median is reported with its range."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -281,7 +286,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class SubsetConfig:
-    """Write the list of easy samples (leave at the first exits) or hard ones (reach the end)."""
+    """Write the list of test samples that are easy (leave at the first exits) or hard (do not)."""
 
     run: Path
     """Run directory with a trace."""
@@ -297,8 +302,6 @@ class SubsetConfig:
     """Beta (times the threshold of an exit). None: the calibration median over all exits."""
     precision: Precision = "fp32"
     """Precision of the trace."""
-    split: Literal["test", "calibration"] = "test"
-    """Split to choose from."""
 
 
 @dataclass(frozen=True)

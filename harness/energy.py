@@ -20,6 +20,8 @@ from .timing import Limits, Timing, median_interval
 
 _WINDOWS = 8  # per unit, where time allows; 6 are the least that give an interval
 _MARGIN = 1.1  # the latency that the number of calls is taken from may be a little high
+CAP_S = 1800.0  # a counter may take this long at most, unless it is told otherwise
+_ENOUGH = 3  # windows per unit that the time is made to suffice for
 _WIDEST = 10  # times the calls that the measured latency asks for; more would never end
 
 
@@ -52,6 +54,7 @@ def measure_energy(
     limits: Limits,
     *,
     synchronise: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, UnitEnergy], list[str]]:
     """The energy of one call of every unit, and notes on what could not be resolved.
 
@@ -61,6 +64,7 @@ def measure_energy(
         meter: where energy comes from.
         limits: ``energy_seconds`` bounds the windows of a counter; ``seed`` orders them.
         synchronise: waits for the device; called before both edges of a window.
+        say: takes one line on how long a counter will take, before it does.
     """
     narrowest_s = minimum_window_s(meter)
     calls = {
@@ -68,20 +72,34 @@ def measure_energy(
         for name in units
     }
     round_s = sum(calls[name] * timings[name].median_s for name in units)
-    rounds = min(_WINDOWS, int(limits.energy_seconds / round_s)) if narrowest_s else 1
+    allowed_s = _allowed_s(limits, round_s)
+    rounds = min(_WINDOWS, int(allowed_s / round_s + 1e-9)) if narrowest_s else 1
     if rounds < 1:
         note = (
             f"energy unavailable: {meter.name} updates every {meter.update_period_s:.3g} s, so "
             f"windows of {narrowest_s:.3g} s for {len(units)} units need {round_s:.3g} s, but "
-            f"{limits.energy_seconds:.3g} s are allowed"
+            f"{allowed_s:.3g} s are allowed; give more with --energy-seconds"
         )
         return {name: UnitEnergy() for name in units}, [note]
-    readings = _windows(units, calls, rounds, meter, limits, synchronise)
+    if narrowest_s:
+        say(
+            f"energy: {rounds} windows of {narrowest_s:.3g} s for each of {len(units)} units, "
+            f"about {rounds * round_s:.0f} s"
+        )
+    readings = _windows(
+        units, calls, rounds, meter, replace(limits, energy_seconds=allowed_s), synchronise
+    )
     energies = {
         name: _read(taken) if narrowest_s else _modelled(taken[0][1], timings[name])
         for name, taken in readings.items()
     }
     return energies, _notes(readings)
+
+
+def _allowed_s(limits: Limits, round_s: float) -> float:
+    if limits.energy_seconds is not None:
+        return limits.energy_seconds
+    return min(CAP_S, _ENOUGH * round_s)
 
 
 def _windows(
@@ -101,7 +119,7 @@ def _windows(
     begin_s = time.perf_counter()
     for number in range(rounds):
         # A unit that ran faster than expected widens its windows, and so may use up the time.
-        if number and time.perf_counter() - begin_s > limits.energy_seconds:
+        if number and time.perf_counter() - begin_s > (limits.energy_seconds or CAP_S):
             break
         for position in order.permutation(len(names)):
             name = names[position]

@@ -14,7 +14,8 @@ import numpy as np
 from .calibration import CALIBRATION, thresholds
 from .configs import DataConfig, DeviceConfig
 from .errors import ExitbenchError
-from .judging import judge
+from .evidence import IntArray
+from .judging import Judged, judge
 from .policies import Full, Policy, Predictive
 from .predictors import DEFAULT_HORIZON, DEFAULT_KERNEL, convolution_stack
 from .scheduler import LayerStatistics, Outcome, merge, walk
@@ -124,27 +125,20 @@ def evaluate_checkpoint(
     )
     prepared = subject.prepare(precision)
     say(f"{precision}: {prepared.words}")
-    exits, truth = subject.network.num_exits, subject.parts["test"].labels
-    judged = leaves = None
+    judging = forward_mode == "accuracy"
     with tempfile.TemporaryDirectory(prefix="exitbench-") as folder:
-        made: Policy = Full(exits)
-        if not full:
-            calibration = _trace(subject, prepared, CALIBRATION, Path(folder), batch_size, say)
-            scales = thresholds(calibration)
-            made = make_policy(setting, exits, scales, calibration)
-        if predictive and (stat_each_layer or forward_mode == "accuracy"):
-            test = _trace(subject, prepared, "test", Path(folder), batch_size, say)
-            leaves = true_leaves(setting, test, scales)
-            if forward_mode == "accuracy":
-                judged = judge(setting, test, scales, calibration, [start_layer])[0]
-    statistics = LayerStatistics(exits, truth, leaves)
+        bench = _Bench(subject, prepared, Path(folder), batch_size, say)
+        made = _make(bench, setting, judging, judging or stat_each_layer)
+    truth = subject.parts["test"].labels
+    statistics = LayerStatistics(subject.network.num_exits, truth, made.leaves)
     observe = statistics if stat_each_layer else None
-    outcome, seconds = _run(subject, prepared, setting, made, batch_size, observe)
+    outcome, seconds = _run(subject, prepared, setting, made.policy, batch_size, observe)
+    judged = made.judged
     right = outcome.label == truth
     confusion = None
     if judged is not None:
         confusion = judged.confusion
-    elif stat_each_layer and leaves is not None:
+    elif stat_each_layer and made.leaves is not None:
         confusion = statistics.confusion
     return Evaluation(
         setting=setting,
@@ -160,18 +154,52 @@ def evaluate_checkpoint(
     )
 
 
-def _trace(
-    subject: Subject, prepared: Any, split: str, folder: Path, batch_size: int, say: Say
-) -> Trace:
-    part = subject.parts[split]
-    say(f"{split}: {len(part)} images through every exit")
+@dataclass(frozen=True)
+class _Bench:
+    subject: Subject
+    prepared: Any
+    folder: Path
+    batch_size: int
+    say: Say
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A policy, and what its forecasts are held against where they are judged."""
+
+    policy: Policy
+    leaves: IntArray | None = None
+    judged: Judged | None = None
+
+
+def _make(bench: _Bench, setting: Setting, judging: bool, needs_truth: bool) -> _Made:
+    exits = bench.subject.network.num_exits
+    if setting.policy == "full":
+        return _Made(Full(exits))
+    calibration = _trace(bench, CALIBRATION)
+    scales = thresholds(calibration)
+    policy = make_policy(setting, exits, scales, calibration)
+    if setting.policy != "predictive" or not needs_truth:
+        return _Made(policy)
+    test = _trace(bench, "test")
+    judged = None
+    if judging:
+        assert setting.start_layer is not None
+        judged = judge(setting, test, scales, calibration, [setting.start_layer])[0]
+    return _Made(policy, true_leaves(setting, test, scales), judged)
+
+
+def _trace(bench: _Bench, split: str) -> Trace:
+    subject, part = bench.subject, bench.subject.parts[split]
+    bench.say(f"{split}: {len(part)} images through every exit")
     meta = TraceMeta(
-        split, prepared.precision, len(part), subject.network.num_exits, subject.network.classes,
-        DEFAULT_KERNEL, DEFAULT_HORIZON, subject.dataset, subject.digest, subject.exit_names,
+        split, bench.prepared.precision, len(part), subject.network.num_exits,
+        subject.network.classes, DEFAULT_KERNEL, DEFAULT_HORIZON, subject.dataset, subject.digest,
+        subject.exit_names,
     )  # fmt: skip
-    path = folder / f"{split}.npz"
+    path = bench.folder / f"{split}.npz"
     with writing(path, meta, part.labels, part.indices) as writer:
-        record(writer, subject.batches(split, batch_size), prepared)
+        record(writer, subject.batches(split, bench.batch_size), bench.prepared)
     return Trace(path)
 
 

@@ -33,9 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
     os.close(handle)
     temporary = Path(name)
-    temporary.chmod(0o666 & ~_umask())
     try:
         yield temporary
+        # mkstemp, and some writers, make files that only their owner may read.
+        temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

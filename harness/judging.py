@@ -2,7 +2,8 @@
 
 The true jump leads to the first later exit at which the sample really would leave, or to the
 classifier. A forecast is a hit when it names exactly that exit; a forecast of the whole horizon
-because nothing was found within it is a hit only if the true jump is the horizon.
+because nothing was found within it (or to the classifier, where that is nearer) is a hit only if
+that is the true jump.
 """
 
 from __future__ import annotations

@@ -38,11 +38,11 @@ def _rising_from_one(values: tuple[int, ...]) -> bool:
 
 def _beta(values: Any) -> bool:
     if not isinstance(values, tuple):
-        return _not_negative(values)
+        return _positive(values)
     if values == ("auto",):
         return True
     try:
-        return bool(values) and all(_not_negative(float(value)) for value in values)
+        return bool(values) and all(_positive(float(value)) for value in values)
     except ValueError:
         return False
 
@@ -62,14 +62,15 @@ _CHOICES: _Rule = (
 )
 
 RULES: dict[str, _Rule] = {
-    "accuracy_loss": (lambda value: 0 <= value <= 100, "0 to 100 percentage points"),
+    "accuracy_loss": (lambda value: 0 <= value < 100, "percentage points from 0, below 100"),
     "batch_size": _COUNT,
     "batch_sizes": _COUNTS,
-    "beta": (_beta, "auto alone, or finite numbers from 0"),
-    "beta_count": _COUNT,
+    "beta": (_beta, "auto alone, or finite numbers above 0"),
+    "beta_count": (lambda value: value >= 2, "a whole number from 2"),
     "calibration_samples": _COUNT,
     "criteria": _CHOICES,
     "device": (lambda value: bool(_DEVICE.fullmatch(value)), "auto, cpu, cuda or cuda:N"),
+    "energy_seconds": _ABOVE_ZERO,
     "epochs": _COUNT,
     "exit": _COUNT,
     "exits": (_rising_from_one, "rising numbers from 1, such as 2 5 9"),
@@ -133,6 +134,16 @@ def _combinations(config: object) -> Iterator[str]:
         yield "exit is given with difficulty 'hard', which has no use for it; leave one of them out"
 
 
+def _without_meaning(config: TraceConfig) -> Iterator[str]:
+    """Options about images that have no use beside logits; better refused than ignored."""
+    names = ["dataset", "calibration_samples"]
+    if config.calibration_logits is not None:
+        names.append("split_seed")
+    for name in names:
+        if getattr(config.data, name) is not None:
+            yield f"{name} is given beside logits, which have no use for it; leave it out"
+
+
 def _trace_combinations(config: TraceConfig) -> Iterator[str]:
     if (config.checkpoint is None) == (config.logits is None):
         state = "neither" if config.checkpoint is None else "both"
@@ -140,6 +151,8 @@ def _trace_combinations(config: TraceConfig) -> Iterator[str]:
             f"checkpoint and logits: {state} given, exactly one is needed; --checkpoint FILE for "
             "a network of exitbench, --logits FILE for one of another framework"
         )
+    if config.logits is not None:
+        yield from _without_meaning(config)
     for name in ("calibration_logits", "cost"):
         if getattr(config, name) is not None and config.logits is None:
             yield f"{name} is given without logits; it belongs to --logits FILE"

@@ -15,21 +15,23 @@ from .choose import BOUNDS
 from .configs import RunConfig
 from .costs import CostTable
 from .data import subset
-from .environment import environment
 from .errors import ExitbenchError
+from .hardware import hardware_profile
 from .judging import judge, tables
-from .measure import Bench, measured_key, run_settings
+from .measure import Bench, measured_key, run_settings, sought
 from .meters.base import Meter
 from .meters.choose import ChosenMeter
 from .options import to_plain
-from .profiling import choose_energy
+from .passes import PassLog
+from .profiling import active_power_w, choose_energy
 from .rundir import RunDirectory
 from .settings import Setting
 from .subject import Subject, load_subject, thinned
 from .sweep import SETTING_COLUMNS
+from .sweepfile import read_sweep
 from .sweeping import load_traces, prices_for, setting_of, write_table
 from .trace import Trace, TraceMeta, record, writing
-from .tracing import note_subject, traced_subject
+from .tracing import begin, check_subject, traced_subject
 
 Say = Callable[[str], None]
 LIVE_PREDICTION, LIVE_CONFUSION = "prediction_live.csv", "prediction_live_confusion.csv"
@@ -54,30 +56,44 @@ def run_run(config: RunConfig, say: Say) -> None:
         raise ExitbenchError(f"limit is {config.limit}; it must be at least 1")
     chosen = chosen_settings(swept, config.settings)
     subject = load_subject(path, data, config.device, say, limit)
-    directory.begin("run", to_plain(config), environment(str(subject.device), subject.threads))
-    note_subject(directory, subject)
+    check_subject(directory, subject)
+    if config.forward_mode == "accuracy":
+        _judged(chosen, config, subject)
+    else:
+        hardware = _hardware(directory, config.hardware, str(subject.device))
+        table, batch_size = CostTable.read(directory.cost), _batch_size(directory, config)
+        for name in {setting.precision for setting in chosen}:
+            prices_for(table, load_traces(directory, name), batch_size)
+    begin(directory, "run", to_plain(config), subject)
     prepared = {
         name: subject.prepare(name) for name in dict.fromkeys(s.precision for s in chosen)
     }
     if config.forward_mode == "accuracy":
         judge_live(directory, subject, prepared, chosen, config, say)
     else:
-        meter = choose_energy(directory, subject, config.hardware, say)
+        meter = choose_energy(directory, subject, hardware, say)
         measure_chosen(directory, subject, prepared, chosen, config, meter, say)
     directory.finish("run")
 
 
-def read_sweep(directory: RunDirectory) -> pd.DataFrame:
-    """The rows of sweep.csv.
+def _hardware(directory: RunDirectory, asked: str, device: str) -> str:
+    """The hardware profile of a run: that of the cost table, so that both model the same watts.
 
     Raises:
-        ExitbenchError: there is none.
+        ExitbenchError: another one was asked for, or there is none such.
     """
-    if not directory.sweep.is_file():
+    known = directory.manifest.get("hardware", {})
+    name = known.get("asked", "auto") if asked == "auto" else asked
+    chosen = hardware_profile(name, device)
+    new = (chosen.profile.name if chosen.profile else None, active_power_w(chosen))
+    old = (known.get("profile"), known.get("power_w", new[1]))
+    if known.get("source") == "modelled" and old != new:
         raise ExitbenchError(
-            f"{directory.path} holds no sweep to choose settings from; run 'exitbench sweep'"
+            f"energies in {directory.path} are modelled with hardware profile {old[0]} {old[1]}, "
+            f"this run would use {new[0]} {new[1]} (W); both must be the same: leave out "
+            f"--hardware, or profile again with --hardware {name}"
         )
-    return pd.read_csv(directory.sweep, keep_default_na=False, na_values=[""])
+    return name
 
 
 def chosen_settings(swept: pd.DataFrame, names: Sequence[str]) -> list[Setting]:
@@ -140,7 +156,7 @@ def measure_chosen(
     """Run and measure settings, precision by precision; those measured already are left out."""
     table = CostTable.read(directory.cost)
     positions = thinned(len(subject.parts["test"]), config.limit)
-    batch_size = config.batch_size or directory.manifest.get("priced_batch_size")
+    batch_size = _batch_size(directory, config)
     done = {measured_key(row) for row in directory.read_measurements()}
     for precision, network in prepared.items():
         traces = load_traces(directory, precision)
@@ -150,28 +166,25 @@ def measure_chosen(
             setting
             for setting in settings
             if setting.precision == precision
-            and measured_key(_sought(setting, bench, config.repeats)) not in done
+            and measured_key(sought(setting, bench, config.repeats)) not in done
         ]
         if not todo:
             say(f"run {precision}: already measured")
             continue
-        for row in run_settings(bench, todo, config.repeats, 0, say, config.stat_each_layer):
+        log = PassLog(directory.path / "passes.jsonl")
+        rows = run_settings(bench, todo, config.repeats, 0, say, config.stat_each_layer, log)
+        for row in rows:
             directory.append_measurement(row)
             say(
                 f"measured {_setting(row).words()}: {row['latency_ms']:.4g} ms per sample, "
                 f"replayed {_number(row['replay_latency_ms'])} ms, same decisions "
                 f"{row['same_decisions']:.2%}"
             )
+        log.clear()
 
 
-def _sought(setting: Setting, bench: Bench, repeats: int) -> dict[str, Any]:
-    values: dict[str, Any] = {name: getattr(setting, name) for name in SETTING_COLUMNS}
-    return values | {
-        "batch_size": bench.batch_size,
-        "samples": len(bench.positions),
-        "repeats": repeats,
-        "threads": bench.subject.threads,
-    }
+def _batch_size(directory: RunDirectory, config: RunConfig) -> int | None:
+    return config.batch_size or directory.manifest.get("priced_batch_size")
 
 
 def _setting(row: Mapping[str, Any]) -> Setting:
@@ -194,16 +207,7 @@ def judge_live(
 
     The tables stand beside those of the sweep, which are judged on the whole recorded trace.
     """
-    predictive = [setting for setting in settings if setting.policy == "predictive"]
-    if not predictive:
-        raise ExitbenchError(
-            "forward mode accuracy judges forecasts, but no predictive setting was chosen; name "
-            "one in --settings"
-        )
-    exits = subject.network.num_exits
-    starts = list(range(1, exits + 1)) if config.start_layer is None else [config.start_layer]
-    if not 1 <= starts[0] <= exits:
-        raise ExitbenchError(f"start layer is {starts[0]}; this network has exits 1 to {exits}")
+    predictive, starts = _judged(settings, config, subject)
     part = subject.parts["test"]
     few = subset(part, thinned(len(part), config.limit))
     limited = replace(subject, parts={**subject.parts, "test": few})
@@ -227,6 +231,23 @@ def judge_live(
     for name, frames in ((LIVE_PREDICTION, rows), (LIVE_CONFUSION, cells)):
         write_table(directory.path / name, pd.concat(frames, ignore_index=True))
     say(f"wrote {directory.path / LIVE_PREDICTION} and {LIVE_CONFUSION}")
+
+
+def _judged(
+    settings: Sequence[Setting], config: RunConfig, subject: Subject
+) -> tuple[list[Setting], list[int]]:
+    """The settings whose forecasts are judged, and the start layers they are judged at."""
+    predictive = [setting for setting in settings if setting.policy == "predictive"]
+    if not predictive:
+        raise ExitbenchError(
+            "forward mode accuracy judges forecasts, but no predictive setting was chosen; name "
+            "one in --settings"
+        )
+    exits = subject.network.num_exits
+    starts = list(range(1, exits + 1)) if config.start_layer is None else [config.start_layer]
+    if not 1 <= starts[0] <= exits:
+        raise ExitbenchError(f"start layer is {starts[0]}; this network has exits 1 to {exits}")
+    return predictive, starts
 
 
 def _live_trace(

@@ -10,6 +10,8 @@ is run again and again within one window; what it cost is then divided by how of
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,15 +24,17 @@ from .costs import Prices
 from .errors import ExitbenchError
 from .evidence import IntArray
 from .meters.base import Meter, Reading, minimum_window_s
+from .passes import PassLog
 from .policies import Policy, Predictive
 from .predictors import ConvolutionPredictor, convolution_stack
 from .scheduler import LayerStatistics, Outcome, merge, walk
 from .settings import Setting, make_policy, true_leaves
 from .sources import LiveSource, TraceSource
 from .subject import Subject
-from .sweep import Traces, price
+from .sweep import SETTING_COLUMNS, Traces, price
 
 CHUNK_BYTES = 256 * 2**20  # normalised images held at once: few stretches, each of many batches
+SAID_EVERY_S = 10.0
 Say = Callable[[str], None]
 
 
@@ -83,11 +87,13 @@ def run_settings(
     seed: int,
     say: Say,
     stat_each_layer: bool = True,
+    log: PassLog | None = None,
 ) -> list[dict[str, Any]]:
     """The settings really run: one row of measurements.jsonl each.
 
     Args:
         stat_each_layer: put what happened at every exit into the rows.
+        log: timed passes are kept there as they end, and those it holds are not run again.
 
     Raises:
         ExitbenchError: a setting needs the truth (oracle, perfect predictor), or ``repeats`` is
@@ -100,26 +106,61 @@ def run_settings(
         Live(s, make_policy(s, exits, bench.traces.scales, bench.traces.calibration))
         for s in settings
     ]
+    keys = [measured_key(sought(setting, bench, repeats)) for setting in settings]
+    if log is not None:
+        for live, key in zip(lives, keys, strict=True):
+            live.passes = log.readings(key)[:repeats]
+    missing = sum(1 + repeats - len(live.passes) for live in lives)
+    progress = Progress(missing * len(bench.positions), say)
     for live in lives:
         say(f"run {live.setting.words()}: decisions over {len(bench.positions)} samples")
         live.statistics = _statistics(bench, live.setting)
-        live.outcome, _ = run_pass(bench, live, observe=live.statistics)
+        live.outcome, _ = run_pass(bench, live, live.statistics, progress)
     generator = np.random.default_rng(seed)
     for number in range(1, repeats + 1):
         say(f"run: timed pass {number} of {repeats} over {len(lives)} settings")
         for index in generator.permutation(len(lives)):
-            _, reading = run_pass(bench, lives[index])
-            lives[index].passes.append(reading)
+            if len(lives[index].passes) < number:
+                _, reading = run_pass(bench, lives[index], progress=progress)
+                lives[index].passes.append(reading)
+                if log is not None:
+                    log.add(keys[index], reading)
     return [measurement(bench, live, stat_each_layer) for live in lives]
 
 
+class Progress:
+    """Says how far the passes are, and how long they will take, at most every ten seconds.
+
+    Args:
+        total: samples of all passes.
+        say: takes one line.
+    """
+
+    def __init__(self, total: int, say: Say) -> None:
+        self._total, self._done, self._say = total, 0, say
+        self._begin_s = self._said_s = time.perf_counter()
+
+    def __call__(self, samples: int) -> None:
+        """So many more samples are done."""
+        self._done += samples
+        now_s = time.perf_counter()
+        if now_s - self._said_s >= SAID_EVERY_S and self._done < self._total:
+            left_s = (now_s - self._begin_s) / self._done * (self._total - self._done)
+            self._said_s = now_s
+            self._say(f"run: {self._done / self._total:.0%} done, about {left_s:.0f} s left")
+
+
 def run_pass(
-    bench: Bench, live: Live, observe: LayerStatistics | None = None
+    bench: Bench,
+    live: Live,
+    observe: LayerStatistics | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Outcome, Reading]:
     """One pass of a setting over the samples: what was decided, and time and energy.
 
     Args:
         observe: collects what happens at every exit; such a pass is not for its numbers.
+        progress: told of every batch, but not of repetitions for the meter's sake.
     """
     narrowest_s = 0.0 if observe else minimum_window_s(bench.meter)
     stack = _stack(bench, live.policy)
@@ -127,6 +168,8 @@ def run_pass(
     exits = bench.subject.network.num_exits
     outcomes: list[Outcome] = []
     readings: list[Reading] = []
+
+    times = 0
 
     def stretch(positions: IntArray, images: Tensor) -> list[Outcome]:
         found = []
@@ -136,6 +179,8 @@ def run_pass(
                 bench.prepared, exits, images[rows], positions[rows], criterion, stack
             )
             found.append(walk(live.policy, source, observe))
+            if progress is not None and times == 0:
+                progress(len(images[rows]))
         bench.prepared.synchronise()
         return found
 
@@ -260,6 +305,8 @@ def measurement(bench: Bench, live: Live, stat_each_layer: bool = True) -> dict[
         "same_decisions": beside.same_decisions,
         "exit_histogram": " ".join(map(str, live.outcome.histogram().tolist())),
         "prediction_accuracy": live.statistics.prediction_accuracy(),
+        "costs": price_digest(bench.prices),
+        "trace": trace_digest(bench.traces),
         "stat_each_layer": live.statistics.rows() if stat_each_layer else [],
         "confusion": live.statistics.confusion.tolist(),
         "meters": [bench.meter.name],
@@ -269,8 +316,42 @@ def measurement(bench: Bench, live: Live, stat_each_layer: bool = True) -> dict[
 
 def measured_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two measured runs the same, so that a resumed study leaves one out."""
-    names = ("policy", "criterion", "beta", "start_layer", "predictor", "precision")
-    return tuple(row.get(n) for n in (*names, "batch_size", "samples", "repeats", "threads"))
+    how = ("batch_size", "samples", "repeats", "threads", "runtime", "costs", "trace")
+    return (*(row.get(n) for n in (*SETTING_COLUMNS, *how)), *row.get("meters", ()))
+
+
+def sought(setting: Setting, bench: Bench, repeats: int) -> dict[str, Any]:
+    """What ``measured_key`` reads, of a measurement that is yet to be made."""
+    values: dict[str, Any] = {name: getattr(setting, name) for name in SETTING_COLUMNS}
+    return values | {
+        "batch_size": bench.batch_size,
+        "samples": len(bench.positions),
+        "repeats": repeats,
+        "threads": bench.subject.threads,
+        "runtime": bench.prepared.name,
+        "costs": price_digest(bench.prices),
+        "trace": trace_digest(bench.traces),
+        "meters": [bench.meter.name],
+    }
+
+
+def price_digest(prices: Prices) -> str:
+    """Ten hex digits that differ where prices do."""
+    plain = {
+        name: {key: np.asarray(value).tolist() for key, value in part.items()}
+        for name in ("segments", "heads", "forecasts", "classifier")
+        for part in (getattr(prices, name),)
+    }
+    return _digest([plain, prices.operating_point, prices.energy_source])
+
+
+def trace_digest(traces: Traces) -> str:
+    """Ten hex digits that differ where what two traces were recorded with does."""
+    return _digest([asdict(traces.calibration.meta), asdict(traces.test.meta)])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:10]
 
 
 def _known(value: float) -> float | None:

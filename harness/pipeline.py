@@ -19,9 +19,9 @@ from .configs import (
     TrainConfig,
 )
 from .difficulty import easy_positions, first_exits, hard_positions, sample_list, write_samples
-from .environment import environment
 from .errors import ExitbenchError
-from .live import chosen_settings, measure_chosen, read_sweep
+from .hardware import hardware_profile
+from .live import chosen_settings, measure_chosen
 from .options import to_plain
 from .profiling import check_profile, choose_energy, profile_subject
 from .rundir import RunDirectory
@@ -30,8 +30,9 @@ from .settings import Setting, make_policy
 from .sources import TraceSource
 from .subject import load_subject, usable_precisions
 from .sweep import median_beta
+from .sweepfile import read_sweep
 from .sweeping import load_traces, make_grid, run_sweep
-from .tracing import note_subject, trace_subject
+from .tracing import begin, trace_subject
 
 Say = Callable[[str], None]
 
@@ -74,11 +75,10 @@ def study(config: StudyConfig, say: Say) -> None:
             f"({', '.join(map(str, config.batch_sizes))}); settings could not be priced"
         )
     subject = load_subject(config.checkpoint, config.data, config.device, say, config.limit)
-    directory = RunDirectory(config.run)
-    where = environment(str(subject.device), subject.threads)
-    directory.begin("study", to_plain(config), where)
-    note_subject(directory, subject)
     usable, missing = usable_precisions(config.precisions, subject.device, False, say)
+    hardware_profile(config.hardware, str(subject.device))  # refuses a wrong one early
+    directory = RunDirectory(config.run)
+    begin(directory, "study", to_plain(config), subject)
     directory.update(
         precisions={
             name: {"runtime": None, "available": False, "reason": why}
@@ -109,6 +109,7 @@ def _profile_config(config: StudyConfig) -> ProfileConfig:
         batch_sizes=config.batch_sizes,
         seconds=config.seconds,
         energy=config.energy,
+        energy_seconds=config.energy_seconds,
         hardware=config.hardware,
         horizon=config.horizon,
     )
@@ -135,7 +136,8 @@ def run_demo(config: DemoConfig, say: Say) -> None:
     from .training import run_train
 
     folder = Path(config.run)
-    data = DataConfig(dataset="digits")
+    # More than the default tenth: with fewer images one point of accuracy is one image.
+    data = DataConfig(dataset="digits", calibration_samples=360)
     backbone, network = folder / "backbone.safetensors", folder / "network.safetensors"
     device = DeviceConfig(config.device.device, config.device.threads)
     say("demo, step 1 of 3: train the backbone on the digits")
@@ -171,7 +173,7 @@ def run_subset(config: SubsetConfig, say: Say) -> None:
     """
     directory = RunDirectory(config.run, create=False)
     traces = load_traces(directory, config.precision)
-    trace = traces.test if config.split == "test" else traces.calibration
+    trace = traces.test
     exits = trace.meta.exits
     scale = traces.scales[config.criterion]
     beta = config.beta
@@ -185,17 +187,15 @@ def run_subset(config: SubsetConfig, say: Say) -> None:
         positions = easy_positions(outcome.exit_at, exits, last)
     else:
         positions = hard_positions(outcome.exit_at, exits)
-    size = trace.meta.samples
-    if config.split == "test":
-        # The traced split may itself be a part: the list speaks of the whole one.
-        positions = trace.indices[positions]
-        size = directory.manifest.get("checkpoint", {}).get("sizes", {}).get("test", size)
+    # The traced split may itself be a part: the list speaks of the whole one.
+    positions = trace.indices[positions]
+    sizes = directory.manifest.get("checkpoint", {}).get("sizes", {})
     samples = sample_list(
-        trace.meta.dataset, config.split, size, positions,
+        trace.meta.dataset, "test", sizes.get("test", trace.meta.samples), positions,
         difficulty=config.difficulty, setting=setting.words(), last_exit=last,
     )  # fmt: skip
     write_samples(config.out, samples)
     say(
-        f"{len(positions)} of {trace.meta.samples} {config.split} samples are "
+        f"{len(positions)} of {trace.meta.samples} test samples are "
         f"{config.difficulty} ({setting.words()}); wrote {config.out}"
     )

@@ -10,13 +10,7 @@ import numpy as np
 from .evidence import Evidence, FloatArray, IntArray
 from .predictors import Predictor
 
-POLICIES = {
-    "full": "no exits: the whole network",
-    "every-exit": "check every exit from the start layer on",
-    "predictive": "check, forecast the exit to check next, skip those in between",
-    "fixed": "always leave at one exit: a shorter network",
-    "oracle": "leave at the earliest correct exit; an upper bound, not a method",
-}
+POLICIES = ("full", "every-exit", "predictive", "fixed", "oracle")
 
 
 class Policy(Protocol):

@@ -14,14 +14,6 @@ from .evidence import Evidence, FloatArray, IntArray
 
 DEFAULT_KERNEL = (1.0, 1.0, 1.0)
 DEFAULT_HORIZON = 8
-NEEDS_TRUTH = ("perfect",)
-PREDICTORS = {
-    "convolution": "the paper's: the logits, convolved again and again, stand for later exits; "
-    "depends on the order of the classes",
-    "table": "the median jump seen on the calibration split at this exit and confidence",
-    "constant": "always the same jump; with 1 every exit is checked",
-    "perfect": "knows where the sample will leave; a bound, not a method",
-}
 
 
 class Predictor(Protocol):

@@ -1,9 +1,9 @@
 """The cost of every segment, head, forecast and the classifier on this device, row by row.
 
 The network runs once and every state between its parts is kept; then each part is timed alone on
-its own kept input, all parts interleaved. The whole network is timed among them, so that what the
-parts leave unexplained (caches warmed by the layer before, calls from Python) is known: the
-residue, whole minus the sum of the parts.
+its own kept input, all parts interleaved, as the scheduler runs it (``parts.py``). The walk through
+the whole network is timed among them, so that what the parts leave unexplained (caches warmed by
+the layer before, say) is known: the residue, whole minus the sum of the parts.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.blocks import State
 from ..models.counting import FLOAT_BYTES, Counts, NetworkCounts
 from .energy import UnitEnergy, measure_energy
 from .errors import ExitbenchError
 from .meters.base import Meter
+from .parts import WHOLE, Forecast, Part, walk_parts
 from .runtime.base import Prepared
 from .timing import Limits, Timing, measure
 
 ELEMENT_BYTES: dict[str, int] = {"fp32": FLOAT_BYTES, "bf16": 2, "int8": 1}
 
-Forecast = Callable[[Tensor], object]
-Part = tuple[str, int]
-WHOLE: Part = ("whole", 0)
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ def profile(
     forecast_counts: Counts | None = None,
     operating_point: str = "default",
     clock_mhz: float | None = None,
+    say: Say = lambda line: None,
 ) -> Profile:
     """The measured cost of every part of ``prepared``.
 
@@ -74,20 +73,21 @@ def profile(
         forecast_counts: the MACs and FLOPs of one sample's forecast; needed with ``forecast``.
         operating_point: name of the clock setting.
         clock_mhz: the clock in MHz, where known.
+        say: takes one line on how long the energy will take.
 
     Raises:
         ExitbenchError: the counts are of another network, the inputs are empty, or the precision
             is unknown.
     """
     _check(prepared, counts, inputs, forecast, forecast_counts)
-    units = _units(prepared, inputs, forecast)
+    units = walk_parts(prepared, inputs, forecast)
     named = {_label(part): call for part, call in units.items()}
     timings = measure(named, limits, synchronise=prepared.synchronise)
     notes = _timing_notes(timings, limits)
     energies = {name: UnitEnergy() for name in named}
     if meter is not None:
         energies, unresolved = measure_energy(
-            named, timings, meter, limits, synchronise=prepared.synchronise
+            named, timings, meter, limits, synchronise=prepared.synchronise, say=say
         )
         notes += unresolved
     batch = len(inputs)
@@ -141,37 +141,6 @@ def _setting(prepared: Prepared, batch: int) -> dict[str, Any]:
     }
 
 
-def _units(
-    prepared: Prepared, inputs: Tensor, forecast: Forecast | None
-) -> dict[Part, Callable[[], object]]:
-    """Every part as a call on its own input, taken from one run of the network."""
-    units: dict[Part, Callable[[], object]] = {}
-    last = prepared.num_exits + 1
-    state: State = inputs
-    for number in range(1, last + 1):
-        units["segment", number] = _call(prepared.run_segment, number, state)
-        state = prepared.run_segment(number, state)
-        if number < last:
-            units["head", number] = _call(prepared.run_head, number, state)
-            if forecast is not None:
-                logits = prepared.run_head(number, state)
-                units["forecast", number] = _call(forecast, logits)
-    units["classifier", last] = _call(prepared.run_classifier, state)
-
-    def whole() -> Tensor:
-        state: State = inputs
-        for number in range(1, last + 1):
-            state = prepared.run_segment(number, state)
-        return prepared.run_classifier(state)
-
-    units[WHOLE] = whole
-    return units
-
-
-def _call(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
-    return lambda: function(*arguments)
-
-
 def _label(part: Part) -> str:
     return "whole" if part == WHOLE else f"{part[0]} {part[1]}"
 
@@ -194,9 +163,8 @@ def _counts_of(part: Part, counts: NetworkCounts, forecast: Counts | None) -> Co
 
 
 def _count_columns(part: Part, counts: Counts, precision: str, batch: int) -> dict[str, Any]:
-    # Heads and forecasts stay in float32 whatever the precision of the backbone.
-    backbone = part[0] in ("segment", "classifier")
-    element = ELEMENT_BYTES[precision] if backbone else FLOAT_BYTES
+    # Heads, forecasts and the classifier stay in float32 whatever the precision of the rest.
+    element = ELEMENT_BYTES[precision] if part[0] == "segment" else FLOAT_BYTES
     return {
         "macs": counts.macs,
         "flops": counts.flops,

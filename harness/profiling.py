@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,44 +14,25 @@ from ..models.counting import forecast_counts
 from .calibration import limits
 from .configs import ProfileConfig
 from .costs import CostTable
-from .environment import environment
 from .errors import ExitbenchError
 from .files import replacing
-from .hardware import hardware_profile
+from .hardware import ChosenProfile, hardware_profile
 from .meters.base import Unavailable
 from .meters.choose import ChosenMeter, choose_meter
 from .options import to_plain
 from .predictors import DEFAULT_KERNEL, ConvolutionPredictor, convolution_stack
 from .profiler import Profile, profile
 from .rundir import RunDirectory
-from .runtime.base import Prepared
 from .sources import LiveEvidence
 from .subject import Subject, load_subject, usable_precisions
 from .timing import Limits
-from .tracing import note_subject, traced_subject
+from .tracing import begin, traced_subject
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A prepared network whose heads are read as a scheduler reads them.
-
-    What a check costs is the head and bringing its answer and confidence to the host, so that is
-    what stands in the cost table under ``head``.
-    """
-
-    inner: Prepared
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def run_head(self, number: int, state: Any) -> Tensor:
-        """The logits of a head, after its label and confidence have been read."""
-        logits = self.inner.run_head(number, state)
-        evidence = LiveEvidence(np.arange(len(logits)), logits, "softmax", None)
-        _ = evidence.label, evidence.confidence
-        return logits
+_ONE_BY_ONE = (
+    "precisions are profiled one after another, so that a drift of the machine between them stands "
+    "in their comparison; profile again to see how large it is"
+)
 
 
 def run_profile(config: ProfileConfig, say: Say) -> None:
@@ -71,12 +52,10 @@ def run_profile(config: ProfileConfig, say: Say) -> None:
             f"{config.run} names no network to profile; give one with --checkpoint"
         )
     subject = load_subject(path, data, config.device, say)
-    directory = RunDirectory(config.run)
-    directory.begin(
-        "profile", to_plain(config), environment(str(subject.device), subject.threads)
-    )
-    note_subject(directory, subject, traced=False)
     precisions, _ = usable_precisions(config.precisions, subject.device, True, say)
+    hardware_profile(config.hardware, str(subject.device))  # refuses a wrong one early
+    directory = RunDirectory(config.run)
+    begin(directory, "profile", to_plain(config), subject, traced=False)
     prepared = {precision: subject.prepare(precision) for precision in precisions}
     profile_subject(directory, subject, prepared, config, say, resume=False)
     directory.finish("profile")
@@ -116,6 +95,8 @@ def choose_energy(
     directory.update(
         hardware={
             "profile": chosen.profile.name if chosen.profile else None,
+            "asked": hardware,
+            "power_w": active_power_w(chosen),
             "description": chosen.profile.description if chosen.profile else None,
             "why": chosen.why,
             "energy": meter.words,
@@ -124,6 +105,12 @@ def choose_energy(
         }
     )
     return meter
+
+
+def active_power_w(chosen: ChosenProfile) -> dict[str, float]:
+    """The watts that a hardware profile models energy with, by device."""
+    power = chosen.profile.power if chosen.profile else {}
+    return {device: figures.active_w.value for device, figures in power.items()}
 
 
 def profile_subject(
@@ -151,7 +138,9 @@ def profile_subject(
                 say(f"profile {key}: already there")
                 continue
             say(f"profile {key}: at most {config.seconds:g} s")
-            result = _profile(subject, network, batch_size, config, meter)
+            result = _profile(subject, network, batch_size, config, meter, say)
+            if len(prepared) > 1:
+                result = replace(result, notes=(*result.notes, _ONE_BY_ONE))
             _write(directory, precision, batch_size, result)
             directory.update(
                 profile={key: {"how": how, "whole": result.whole, "notes": list(result.notes)}}
@@ -172,6 +161,7 @@ def _how(config: ProfileConfig, meter: ChosenMeter | None, network: Any) -> dict
         "horizon": config.horizon,
         "runtime": network.name,
         "energy": meter.words if meter else None,
+        "energy_seconds": config.energy_seconds,
     }
 
 
@@ -181,6 +171,7 @@ def _profile(
     batch_size: int,
     config: ProfileConfig,
     meter: ChosenMeter | None,
+    say: Say,
 ) -> Profile:
     exits, classes = subject.network.num_exits, subject.network.classes
     images = subject.images("calibration", 0, batch_size)
@@ -195,14 +186,24 @@ def _profile(
         return predictor.jump(1, LiveEvidence(rows, logits, "softmax", stack), rows)
 
     return profile(
-        Checked(network),
+        network,
         subject.network.counts(),
         images,
         forecast,
-        Limits(seconds=config.seconds, interval=config.interval),
+        _limits(config, subject),
         meter,
         forecast_counts=forecast_counts(classes, config.horizon),
+        say=say,
     )
+
+
+def _limits(config: ProfileConfig, subject: Subject) -> Limits:
+    limits = Limits(
+        seconds=config.seconds, interval=config.interval, energy_seconds=config.energy_seconds
+    )
+    # A unit repeated on the CPU finds its weights in the caches, a run does not. On a GPU single
+    # calls would each be waited for, which a run does not do either.
+    return replace(limits, min_sample_s=0.0) if subject.device.type == "cpu" else limits
 
 
 def _write(directory: RunDirectory, precision: str, batch_size: int, result: Profile) -> None:

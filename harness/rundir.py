@@ -23,6 +23,20 @@ from .errors import ExitbenchError
 from .files import read_json, sha256, write_json, write_text
 
 SCHEMA = 1
+_TABLES = (
+    "commands", "environment", "checkpoint", "config", "precisions", "profile", "hardware",
+    "checksums",
+)  # fmt: skip
+_OF_TABLES = ("commands", "precisions", "profile")
+_CHECKPOINT: dict[str, type] = {
+    "path": str, "sha256": str, "model": str, "dataset": str, "samples": dict, "sizes": dict,
+    "positions": dict, "limit": int, "data": dict, "training": dict,
+}  # fmt: skip
+# What makes two measured runs the same: texts and numbers.
+_MEASURED = (
+    "policy", "criterion", "beta", "start_layer", "predictor", "precision", "batch_size",
+    "samples", "repeats", "threads",
+)  # fmt: skip
 
 
 class RunDirectory:
@@ -33,7 +47,8 @@ class RunDirectory:
         create: make it; else it must exist with a manifest.
 
     Raises:
-        ExitbenchError: the folder cannot be made, is missing or is of another schema.
+        ExitbenchError: the folder cannot be made, is missing, or its manifest is of another
+            schema or damaged.
     """
 
     def __init__(self, path: Path, create: bool = True) -> None:
@@ -58,6 +73,26 @@ class RunDirectory:
                     f"{self.manifest_path}: schema {schema!r}, this version of exitbench reads "
                     f"{SCHEMA}; use another run directory"
                 )
+            if faults := _manifest_faults(self.manifest):
+                raise ExitbenchError(
+                    f"{self.manifest_path} is damaged: {'; '.join(faults)}. Make the run again in "
+                    "another directory."
+                )
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The environment that the directory's numbers come from.
+
+        Raises:
+            ExitbenchError: the manifest does not tell.
+        """
+        known: dict[str, Any] | None = self.manifest.get("environment")
+        if not known:
+            raise ExitbenchError(
+                f"{self.manifest_path} lacks 'environment', so where the numbers come from is not "
+                "known; make the run again in another directory"
+            )
+        return known
 
     @property
     def cost(self) -> Path:
@@ -88,8 +123,14 @@ class RunDirectory:
             self.manifest[key] = value
         write_json(self.manifest_path, self.manifest)
 
-    def begin(self, command: str, config: dict[str, Any], environment: dict[str, Any]) -> None:
-        """Note that a command starts on this directory.
+    def begin(
+        self,
+        command: str,
+        config: dict[str, Any],
+        environment: dict[str, Any],
+        started: str | None = None,
+    ) -> None:
+        """Note that a command starts on this directory, or has at ``started``.
 
         Raises:
             ExitbenchError: the directory holds numbers of an unlike environment.
@@ -101,7 +142,7 @@ class RunDirectory:
                 f"{', '.join(differences)}. Numbers of unlike machines are not mixed: choose "
                 "another run directory, or delete this one."
             )
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        now = started or time_now()
         commands = dict(self.manifest.get("commands", {}))
         commands[command] = {"config": config, "started": now, "finished": None}
         first = {} if "command" in self.manifest else {"command": command, "config": config}
@@ -116,9 +157,8 @@ class RunDirectory:
 
     def finish(self, command: str) -> None:
         """Note that a command has ended well, with the checksums of all files it may have made."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         commands = self.manifest["commands"]
-        commands[command]["finished"] = now
+        commands[command]["finished"] = time_now()
         files = sorted(
             path
             for path in self.path.iterdir()
@@ -130,19 +170,29 @@ class RunDirectory:
     def append_measurement(self, row: dict[str, Any]) -> None:
         """Add one line to measurements.jsonl and flush it to the disk.
 
-        A last line that a kill has cut short is dropped, so that the new one stands alone.
+        A last line that a kill has cut short is dropped, so that the new one stands alone; so are
+        older lines of the same setting, batch size and samples, which stand beside an older replay.
         """
         line = json.dumps(row, allow_nan=False)
         self._end_last_line()
+        self._drop_superseded(row)
         with self.measurements.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
             handle.flush()
             os.fsync(handle.fileno())
 
+    def _drop_superseded(self, row: dict[str, Any]) -> None:
+        if not self.measurements.is_file():
+            return
+        lines = self._measured_text().splitlines()
+        kept = [line for line in lines if not _is_row(line) or not _same(json.loads(line), row)]
+        if len(kept) < len(lines):
+            write_text(self.measurements, "".join(f"{line}\n" for line in kept))
+
     def _end_last_line(self) -> None:
         if not self.measurements.is_file():
             return
-        whole, _, last = self.measurements.read_text(encoding="utf-8").rpartition("\n")
+        whole, _, last = self._measured_text().rpartition("\n")
         if not last:
             return
         lines = [*whole.splitlines(), last] if _is_row(last) else whole.splitlines()
@@ -156,7 +206,7 @@ class RunDirectory:
         """
         if not self.measurements.is_file():
             return []
-        text = self.measurements.read_text(encoding="utf-8")
+        text = self._measured_text()
         lines = text.splitlines()
         if lines and not text.endswith("\n") and not _is_row(lines[-1]):
             del lines[-1]
@@ -166,7 +216,75 @@ class RunDirectory:
                     f"{self.measurements}, line {number} is no JSON of a measured run: "
                     f"{line[:40]!r}; delete the line to measure that run again"
                 )
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
+        for number, row in enumerate(rows, start=1):
+            if odd := [n for n in _MEASURED if isinstance(row.get(n), dict | list)]:
+                raise ExitbenchError(
+                    f"{self.measurements}, line {number}: {odd[0]} is {row[odd[0]]!r}; right is a "
+                    "number, a text or null. Delete the line to measure that run again."
+                )
+        return rows
+
+    def _measured_text(self) -> str:
+        try:
+            return self.measurements.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ExitbenchError(
+                f"{self.measurements} is no UTF-8 text ({error}); delete it to measure again"
+            ) from error
+
+
+def time_now() -> str:
+    """The time in UTC to the second, in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _manifest_faults(manifest: dict[str, Any]) -> list[str]:
+    """What in a manifest is of another type than every reader of it takes for granted."""
+    faults = [
+        f"{key} is {manifest[key]!r}, expected a table"
+        for key in _TABLES
+        if not isinstance(manifest.get(key, {}), dict)
+    ]
+    for key in _OF_TABLES:
+        entries = manifest.get(key)
+        if isinstance(entries, dict):
+            faults += [
+                f"{key}.{name} is {value!r}, expected a table"
+                for name, value in entries.items()
+                if not isinstance(value, dict)
+            ]
+    names = manifest.get("exit_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        faults.append(f"exit_names is {names!r}, expected a list of texts")
+    if type(manifest.get("priced_batch_size")) not in (int, type(None)):
+        faults.append(f"priced_batch_size is {manifest['priced_batch_size']!r}, expected a number")
+    checkpoint = manifest.get("checkpoint")
+    return faults + (_checkpoint_faults(checkpoint) if isinstance(checkpoint, dict) else [])
+
+
+def _checkpoint_faults(checkpoint: dict[str, Any]) -> list[str]:
+    words = {str: "text", dict: "a table", int: "a whole number"}
+    faults = [
+        f"checkpoint.{key} is {checkpoint[key]!r}, expected {words[kind]}"
+        for key, kind in _CHECKPOINT.items()
+        if checkpoint.get(key) is not None and not isinstance(checkpoint[key], kind)
+    ]
+    counts = [checkpoint.get(key) for key in ("samples", "sizes")]
+    for values in (each for each in counts if isinstance(each, dict)):
+        faults += [
+            f"checkpoint counts {value!r} samples of {split}, expected a whole number"
+            for split, value in values.items()
+            if type(value) is not int
+        ]
+    return faults
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two measured runs are of one setting, batch size and number of samples."""
+    names = ("policy", "criterion", "beta", "start_layer", "predictor", "precision")
+    found = [name for name in (*names, "batch_size", "samples") if name in one or name in other]
+    return bool(found) and all(one.get(name) == other.get(name) for name in found)
 
 
 def _is_row(line: str) -> bool:

@@ -36,7 +36,7 @@ class Source(Protocol):
         """Evidence at ``exit``, where the samples are now, of those in ``rows``."""
 
     def keep(self, rows: IntArray) -> None:
-        """Let all samples but those in ``rows`` leave: later segments run on fewer."""
+        """Let all but those in ``rows``, at least one, leave: later segments run on fewer."""
 
     def classify(self) -> IntArray:
         """The classifier's answers for the samples still inside, shape (n,)."""
@@ -63,41 +63,67 @@ class Outcome:
         return np.bincount(self.exit_at - 1, minlength=len(self.checks) + 1)
 
 
+class Going:
+    """A batch on its way under a policy: who is inside, which exit each checks next, who left.
+
+    ``walk`` moves it from exit to exit; the profiler times its ``check`` alone.
+    """
+
+    def __init__(self, policy: Policy, source: Source) -> None:
+        exits, count = source.exits, len(source.samples)
+        self.policy, self.source = policy, source
+        self.inside = np.arange(count)
+        self.due = np.array(policy.first(source.samples))
+        self.exit_at, self.label = np.full(count, exits + 1), np.zeros(count, dtype=np.int64)
+        self.checks, self.forecasts = np.zeros((2, exits), dtype=np.int64)
+        self.next_due = int(self.due.min(initial=exits + 1))
+
+    def check(self, exit: int, observe: Observer | None = None) -> None:
+        """Ask the policy about those due at ``exit``, where the batch is; some may leave."""
+        here = np.flatnonzero(self.due == exit)
+        evidence = self.source.evidence(exit, here)
+        following = self.policy.decide(exit, evidence)
+        leaving = following == exit
+        left = int(np.count_nonzero(leaving))
+        self.checks[exit - 1] = len(here)
+        if self.policy.forecasts:
+            self.forecasts[exit - 1] = len(here) - left
+        if observe is not None:
+            observe(exit, evidence, following)
+        self.due[here] = following
+        if left:
+            gone = self.inside[here[leaving]]
+            self.exit_at[gone], self.label[gone] = exit, evidence.label[leaving]
+            stay = np.flatnonzero(self.due != exit)
+            self.inside, self.due = self.inside[stay], self.due[stay]
+            if len(stay):
+                self.source.keep(stay)
+        self.next_due = int(self.due.min(initial=self.source.exits + 1))
+
+    def finish(self) -> Outcome:
+        """What became of all; the classifier answers for those still inside."""
+        if len(self.inside):
+            self.label[self.inside] = self.source.classify()
+        return Outcome(self.exit_at, self.label, self.checks, self.forecasts)
+
+
 def walk(policy: Policy, source: Source, observe: Observer | None = None) -> Outcome:
     """Run the samples of ``source`` under ``policy``; every sample leaves exactly once.
 
     Args:
         observe: called as (exit, evidence, next exits) for every batch of checks.
     """
-    exits, inside = source.exits, np.arange(len(source.samples))
-    due = np.array(policy.first(source.samples))
-    exit_at, label = np.full(len(inside), exits + 1), np.zeros(len(inside), dtype=np.int64)
-    checks, forecasts = np.zeros(exits, dtype=np.int64), np.zeros(exits, dtype=np.int64)
-    for exit in range(1, exits + 1):
-        if not len(inside):
-            break
+    going = Going(policy, source)
+    for exit in range(1, source.exits + 1):
+        if not len(going.inside):
+            return going.finish()
         source.advance(exit)
-        here = np.flatnonzero(due == exit)
-        if not len(here):
-            continue
-        evidence = source.evidence(exit, here)
-        following = policy.decide(exit, evidence)
-        leaving = following == exit
-        checks[exit - 1] = len(here)
-        forecasts[exit - 1] = np.count_nonzero(~leaving) if policy.forecasts else 0
-        if observe is not None:
-            observe(exit, evidence, following)
-        due[here] = following
-        gone = inside[here[leaving]]
-        if len(gone):
-            exit_at[gone], label[gone] = exit, evidence.label[leaving]
-            stay = np.flatnonzero(due != exit)
-            source.keep(stay)
-            inside, due = inside[stay], due[stay]
-    if len(inside):
-        source.advance(exits + 1)
-        label[inside] = source.classify()
-    return Outcome(exit_at, label, checks, forecasts)
+        # An exit at which nobody is due costs nothing but this comparison.
+        if going.next_due == exit:
+            going.check(exit, observe)
+    if len(going.inside):
+        source.advance(source.exits + 1)
+    return going.finish()
 
 
 def merge(outcomes: list[Outcome]) -> Outcome:

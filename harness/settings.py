@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .calibration import limits
 from .errors import ExitbenchError
 from .evidence import IntArray
-from .policies import EveryExit, Fixed, Full, Oracle, Policy, Predictive
+from .policies import POLICIES, EveryExit, Fixed, Full, Oracle, Policy, Predictive
 from .predictors import (
     ConstantPredictor,
     ConvolutionPredictor,
@@ -74,34 +74,43 @@ def true_leaves(
     return first_later_leave(may_leave(trace, setting.criterion, limit))
 
 
-def make_predictor(
-    name: str,
-    criterion: str,
-    limit: NDArray[np.float32],
-    calibration: Trace,
-    leaves: IntArray | None,
-) -> Predictor:
-    """The predictor of that name for one criterion and beta.
+@dataclass(frozen=True)
+class Knowledge:
+    """What a predictor may be made from.
 
-    Args:
-        calibration: trace of the calibration split, which ``table`` is fitted to.
-        leaves: true later exits of the samples that will be run, which ``perfect`` knows.
+    Attributes:
+        criterion: key of ``CRITERIA``.
+        limit: beta * T_i, (E,).
+        calibration: trace of the calibration split.
+        leaves: true later exits of the samples that will be walked, (E, N); None in a live run.
     """
-    if name == "convolution":
-        return ConvolutionPredictor(limit)
-    if name == "table":
-        known = first_later_leave(may_leave(calibration, criterion, limit))
-        return fit_table(calibration.confidence(criterion), known, limit)
-    if name == "constant":
-        return ConstantPredictor(1)
-    if name == "perfect":
-        if leaves is None:
-            raise ExitbenchError(
-                "the predictor 'perfect' knows where samples will leave and can only be replayed; "
-                "choose convolution or table for a run"
-            )
-        return PerfectPredictor(leaves)
-    raise ExitbenchError(f"predictor is {name!r}; known are convolution, table, constant, perfect")
+
+    criterion: str
+    limit: NDArray[np.float32]
+    calibration: Trace
+    leaves: IntArray | None
+
+
+def _fitted_table(known: Knowledge) -> Predictor:
+    later = first_later_leave(may_leave(known.calibration, known.criterion, known.limit))
+    return fit_table(known.calibration.confidence(known.criterion), later, known.limit)
+
+
+def _perfect(known: Knowledge) -> Predictor:
+    if known.leaves is None:
+        raise ExitbenchError(
+            "the predictor 'perfect' knows where samples will leave and can only be replayed; "
+            "choose convolution or table for a run"
+        )
+    return PerfectPredictor(known.leaves)
+
+
+PREDICTORS: dict[str, Callable[[Knowledge], Predictor]] = {
+    "convolution": lambda known: ConvolutionPredictor(known.limit),
+    "table": _fitted_table,
+    "constant": lambda known: ConstantPredictor(1),
+    "perfect": _perfect,
+}
 
 
 def make_policy(
@@ -142,12 +151,14 @@ def make_policy(
     if setting.policy == "every-exit":
         return EveryExit(limit, start)
     if setting.policy == "predictive":
+        name = setting.predictor or "convolution"
+        if name not in PREDICTORS:
+            raise ExitbenchError(f"predictor is {name!r}; known are {', '.join(PREDICTORS)}")
         leaves = None if truth_of is None else true_leaves(setting, truth_of, scales)
-        predictor = make_predictor(
-            setting.predictor or "convolution", setting.criterion, limit, calibration, leaves
-        )
+        known = Knowledge(setting.criterion, limit, calibration, leaves)
+        predictor = PREDICTORS[name](known)
         paid = isinstance(predictor, ConvolutionPredictor)
         return Predictive(limit, start, predictor, forecasts=paid)
     raise ExitbenchError(
-        f"policy is {setting.policy!r}; known are full, every-exit, predictive, fixed, oracle"
+        f"policy is {setting.policy!r}; known are {', '.join(POLICIES)}"
     )

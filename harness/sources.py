@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.blocks import State
 from .criteria import CRITERIA, encode_rounds
 from .evidence import Evidence, FloatArray, IntArray, decode_rounds
 from .predictors import convolve
@@ -52,7 +53,7 @@ class LiveSource:
     Args:
         prepared: the network, as ``runtime.prepare`` gives it.
         exits: E.
-        images: normalised images (n, 3, side, side) on the network's device.
+        images: normalised images (n, 3, side, side) on the network's device; or a later state.
         samples: their positions in the split, (n,).
         criterion: key of ``CRITERIA``; what the evidence's confidence means.
         stack: the convolution predictor's matrices, if the policy forecasts with them.
@@ -62,7 +63,7 @@ class LiveSource:
         self,
         prepared: Any,
         exits: int,
-        images: Tensor,
+        images: State,
         samples: IntArray,
         criterion: str = "softmax",
         stack: Tensor | None = None,
@@ -73,6 +74,10 @@ class LiveSource:
         self._state: Any = images
         self._criterion = criterion
         self._stack = stack
+
+    def place(self, state: Any, samples: IntArray) -> None:
+        """Put other samples where these are; how the profiler repeats one step of a walk."""
+        self._state, self.samples = state, samples
 
     def advance(self, segment: int) -> None:
         self._state = self._prepared.run_segment(segment, self._state)
@@ -85,8 +90,7 @@ class LiveSource:
         return LiveEvidence(samples, logits, self._criterion, self._stack)
 
     def keep(self, rows: IntArray) -> None:
-        if len(rows):
-            self._state = self._select(rows)
+        self._state = self._select(rows)
         self.samples = self.samples[rows]
 
     def classify(self) -> IntArray:

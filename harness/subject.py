@@ -20,6 +20,7 @@ from .files import sha256
 from .quantization import CALIBRATION_IMAGES
 from .runtime.base import Prepared
 from .runtime.registry import availability, prepare
+from .splitting import settle
 
 Say = Callable[[str], None]
 
@@ -37,7 +38,7 @@ class Subject:
         parts: the splits ``calibration`` and ``test``.
         device: where it runs.
         threads: CPU threads.
-        data: as it was configured.
+        data: as it was configured, with the split that the network was trained with filled in.
         limit: at most this many images of each split.
         sizes: samples of each split before it was cut down.
     """
@@ -74,6 +75,13 @@ class Subject:
         for start in range(0, len(self.parts[split]), batch_size):
             yield self.images(split, start, start + batch_size)
 
+    def range_positions(self) -> np.ndarray:
+        """Positions in the calibration split of the images that int8 ranges are taken from.
+
+        Evenly spaced, because a split may be ordered by class.
+        """
+        return thinned(len(self.parts["calibration"]), CALIBRATION_IMAGES)
+
     def prepare(self, precision: str) -> Prepared:
         """The network made ready to run in a precision.
 
@@ -82,7 +90,7 @@ class Subject:
         """
         calibration = None
         if precision == "int8":
-            calibration = self.images("calibration", 0, CALIBRATION_IMAGES)
+            calibration = self.at("calibration", self.range_positions())
         return prepare(self.network, precision, self.device, calibration)
 
 
@@ -123,18 +131,27 @@ def load_subject(
             f"{path} tells {network.classes} classes apart, but the dataset {spec} has "
             f"{dataset.classes}; choose the dataset it was trained on ({checkpoint.dataset})"
         )
-    parts = splits(dataset, data.split_seed, data.calibration_samples)
+    data = settle(data, dataset, checkpoint, path, say)
+    parts = splits(dataset, data.split_seed or 0, data.calibration_samples)
     del parts["train"]
     sizes = {name: len(part) for name, part in parts.items()}
-    if data.subset is not None:
-        chosen = read_samples(data.subset, dataset.name, "test", len(parts["test"]))
-        parts["test"] = subset(parts["test"], chosen.positions)
-    if limit is not None:
-        parts = {name: subset(part, thinned(len(part), limit)) for name, part in parts.items()}
+    parts = _cut_down(parts, dataset.name, data.subset, limit)
     return Subject(
         network, checkpoint, Path(path), sha256(path), dataset.name, parts, where, threads,
         data, limit, sizes,
     )  # fmt: skip
+
+
+def _cut_down(
+    parts: dict[str, Split], dataset: str, listed: Path | None, limit: int | None
+) -> dict[str, Split]:
+    """The splits with the listed test samples only, and with at most ``limit`` of each."""
+    if listed is not None:
+        chosen = read_samples(listed, dataset, "test", len(parts["test"]))
+        parts = {**parts, "test": subset(parts["test"], chosen.positions)}
+    if limit is None:
+        return parts
+    return {name: subset(part, thinned(len(part), limit)) for name, part in parts.items()}
 
 
 def thinned(samples: int, limit: int | None) -> np.ndarray:

@@ -98,7 +98,8 @@ def replay_grid(
     if "fixed" in grid.policies:
         for exit in range(1, exits + 1):
             yield _one(Setting("fixed", start_layer=exit, precision=precision), traces, trace)
-    for criterion in grid.criteria:
+    kinds = _kinds(grid)
+    for criterion in grid.criteria if kinds else ():
         betas = grid.betas
         if betas is None:
             scale = traces.scales[criterion]
@@ -106,7 +107,7 @@ def replay_grid(
         say(f"sweep {precision} {split}: {criterion}, {len(betas)} values of beta, "
             f"{len(starts)} start layers")
         for beta in betas:
-            for policy, predictor in _kinds(grid):
+            for policy, predictor in kinds:
                 setting = Setting(policy, criterion, beta, None, predictor, precision)
                 yield from replay_starts(
                     setting, starts, traces.scales, traces.calibration, trace
@@ -152,7 +153,9 @@ def table(replayed: Sequence[Replayed], prices: Prices, split: str) -> pd.DataFr
     frame["checks"] = checks.sum(1) / samples
     frame["prediction_accuracy"] = [row.prediction_accuracy for row in replayed]
     frame["exit_histogram"] = [" ".join(map(str, row.histogram.tolist())) for row in replayed]
-    return _with_savings(frame)
+    full = frame.loc[frame.policy == "full", "macs"]
+    frame["macs_saved_full"] = 1 - frame.macs / full.iloc[0] if len(full) else np.nan
+    return frame
 
 
 def price(
@@ -177,21 +180,36 @@ def price(
     )
 
 
-def _with_savings(frame: pd.DataFrame) -> pd.DataFrame:
-    full = frame.loc[frame.policy == "full", "macs"]
-    frame["macs_saved_full"] = 1 - frame.macs / full.iloc[0] if len(full) else np.nan
-    classic = frame[(frame.policy == "every-exit") & (frame.start_layer == 1)]
-    frame["macs_saved_every_exit"] = np.nan
-    if len(classic):
-        ordered = classic.sort_values("accuracy")
-        accuracy = ordered.accuracy.to_numpy()
-        # Cheapest every-exit from exit 1 with at least the accuracy of each row.
-        cheapest = np.minimum.accumulate(ordered.macs.to_numpy()[::-1])[::-1]
-        at = np.searchsorted(accuracy, frame.accuracy.to_numpy(), side="left")
-        known = at < len(accuracy)
-        base = np.where(known, cheapest[np.minimum(at, len(accuracy) - 1)], np.nan)
-        frame["macs_saved_every_exit"] = 1 - frame.macs / base
-    return frame
+def saved_every_exit(
+    calibration: pd.DataFrame, test: pd.DataFrame
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """1 - MACs / those of every row's every-exit partner: (S,) for either split.
+
+    The partner is the cheapest every-exit from exit 1 that is at least as accurate as the row's
+    setting on the calibration split, for both splits; NaN where there is none. Taken on the test
+    split, it would be the baseline that was luckiest there.
+
+    Args:
+        calibration: rows of ``table``.
+        test: the same settings in the same order, on the test split.
+    """
+    assert calibration[list(SETTING_COLUMNS)].reset_index(drop=True).equals(
+        test[list(SETTING_COLUMNS)].reset_index(drop=True)
+    )
+    classic = np.flatnonzero((calibration.policy == "every-exit") & (calibration.start_layer == 1))
+    if not len(classic):
+        return np.full(len(calibration), np.nan), np.full(len(test), np.nan)
+    accuracy, macs = calibration.accuracy.to_numpy(), calibration.macs.to_numpy(float)
+    # From the most accurate down; of equal accuracies the cheaper first.
+    ordered = classic[np.lexsort((macs[classic], -accuracy[classic]))]
+    cheapest = np.minimum.accumulate(macs[ordered])
+    partner = ordered[np.searchsorted(-cheapest, -cheapest, side="left")]
+    reach = np.searchsorted(-accuracy[ordered], -accuracy, side="right")
+    known, chosen = reach > 0, partner[np.maximum(reach, 1) - 1]
+    first, second = (
+        np.where(known, 1 - own / own[chosen], np.nan) for own in (macs, test.macs.to_numpy(float))
+    )
+    return first, second
 
 
 def check_criteria(names: Sequence[str]) -> None:
@@ -229,9 +247,13 @@ def sweep(
     check_criteria(grid.criteria)
     frames = []
     for precision, pair in traces.items():
+        priced = []
         for split in ("calibration", "test"):
             rows = list(replay_grid(grid, pair, precision, split, say))
             if not rows:
                 raise ExitbenchError("the sweep has no settings; name at least one policy")
-            frames.append(table(rows, prices[precision], split))
+            priced.append(table(rows, prices[precision], split))
+        for frame, saved in zip(priced, saved_every_exit(*priced), strict=True):
+            frame["macs_saved_every_exit"] = saved
+        frames += priced
     return pd.concat(frames, ignore_index=True)

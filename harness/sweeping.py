@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 
 from ..models.counting import forecast_counts
-from .choose import comparison, mark
+from .choose import comparison, cost_column, mark, ranking_words
 from .configs import SweepConfig
 from .costs import CostTable, Prices
 from .errors import ExitbenchError
 from .files import write_text
 from .judging import judge, tables
 from .options import to_plain
-from .rundir import RunDirectory
+from .rundir import RunDirectory, time_now
 from .settings import Setting
 from .sweep import SETTING_COLUMNS, Grid, Traces, parse_betas, sweep
 from .trace import Trace
@@ -38,19 +38,26 @@ def run_sweep(config: SweepConfig, say: Say) -> None:
     traces = {precision: load_traces(directory, precision) for precision in precisions}
     table = CostTable.read(directory.cost)
     prices = {name: prices_for(table, pair, config.batch_size) for name, pair in traces.items()}
-    directory.begin("sweep", to_plain(config), directory.manifest["environment"])
+    devices = {name: priced_device(table, found) for name, found in prices.items()}
+    where, started = directory.environment, time_now()
     rows = sweep(grid, traces, prices, say)
     rows["batch_size"] = [prices[name].batch_size for name in rows.precision]
     rows["operating_point"] = [prices[name].operating_point for name in rows.precision]
-    rows["device"] = directory.manifest["environment"].get("device")
+    rows["device"] = [devices[name] for name in rows.precision]
     rows = mark(rows, config.accuracy_loss)
     chosen = comparison(rows)
+    # Only now: a grid that is refused must not look like the one that made the tables.
+    directory.begin("sweep", to_plain(config), where, started)
     write_table(directory.sweep, rows)
     write_table(directory.comparison, chosen)
     _write_predictions(directory, chosen, traces)
-    directory.update(accuracy_loss=config.accuracy_loss, priced_batch_size=config.batch_size)
+    directory.update(
+        accuracy_loss=config.accuracy_loss,
+        priced_batch_size=config.batch_size,
+        ranked_by=cost_column(rows),
+    )
     directory.finish("sweep")
-    say(f"sweep: {len(rows) // 2} settings on two splits")
+    say(f"sweep: {len(rows) // 2} settings on two splits; {ranking_words(rows)}")
     for _, row in chosen[chosen.role == "recommended"].iterrows():
         say(f"recommended: {setting_of(row).words()}; test accuracy {row.accuracy:.2%}")
 
@@ -104,7 +111,8 @@ def prices_for(table: CostTable, traces: Traces, batch_size: int | None) -> Pric
     """The prices of the network and precision that was traced.
 
     Raises:
-        ExitbenchError: the table is of another number of exits, or lacks the precision.
+        ExitbenchError: the table is of another number of exits, or lacks the precision, or
+            its forecasts, where exitbench timed them, were of another horizon.
     """
     meta = traces.test.meta
     macs = forecast_counts(meta.classes, meta.horizon).macs
@@ -114,7 +122,29 @@ def prices_for(table: CostTable, traces: Traces, batch_size: int | None) -> Pric
             f"{table.where} prices {prices.exits} exits, but the traces have {meta.exits}; "
             "profile the network that was traced"
         )
+    timed = table.frame[(table.frame["kind"] == "forecast") & table.frame["runtime"].notna()]
+    if len(timed) and (prices.forecasts["macs"] != macs).any():
+        raise ExitbenchError(
+            f"{table.where} prices a forecast with {prices.forecasts['macs'][0]:g} MACs, but those "
+            f"of the traces (horizon {meta.horizon}, {meta.classes} classes) have {macs}; profile "
+            f"again with --horizon {meta.horizon}, or trace again"
+        )
     return prices
+
+
+def priced_device(table: CostTable, prices: Prices) -> str | None:
+    """The device that the cost rows of these prices name; None where they name none.
+
+    It is not the device of this machine: a table may come from another.
+    """
+    frame = table.frame
+    own = (
+        (frame["precision"] == prices.precision)
+        & (frame["batch_size"] == prices.batch_size)
+        & (frame["operating_point"] == prices.operating_point)
+    )
+    named = dict.fromkeys(str(device) for device in frame.loc[own, "device"].dropna())
+    return ", ".join(named) or None
 
 
 def setting_of(row: pd.Series) -> Setting:

@@ -23,7 +23,7 @@ import numpy as np
 CONFIDENCE = 0.95
 _WARM_ROUNDS = 3  # rounds in each of the two windows that are compared
 _WARM_CHANGE = 0.05
-_RESOLUTIONS = 1000  # timer steps in a sample: an error of at most 0.1 %
+_RESOLUTIONS = 100  # timer steps in a sample: an error of at most 1 %, random, hence averaged
 
 Clock = Callable[[], int]
 
@@ -37,9 +37,11 @@ class Limits:
             least once, however long that takes.
         interval: stop when the 95% interval of every median lies within this share of it.
         warmup_share: share of ``seconds`` that the warm-up may take.
-        min_sample_s: a sample repeats a short unit until it lasts about this long.
+        min_sample_s: a sample repeats a short unit until it lasts about this long, or 100 steps
+            of the clock; 0 where a repeated unit would find in the caches what is cold in a run.
         max_samples: samples per unit that are enough, whatever the interval.
-        energy_seconds: time limit for the windows of an energy counter, on top of ``seconds``.
+        energy_seconds: time limit for the windows of an energy counter, on top of ``seconds``;
+            None: enough for three windows per unit, within ``energy.CAP_S``.
         seed: seed of the order of the units.
     """
 
@@ -48,7 +50,7 @@ class Limits:
     warmup_share: float = 0.25
     min_sample_s: float = 50e-6
     max_samples: int = 10_000
-    energy_seconds: float = 60.0
+    energy_seconds: float | None = None
     seed: int = 0
 
 

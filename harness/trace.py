@@ -214,15 +214,15 @@ class Trace:
         self._kept: dict[str, NDArray[Any]] = {}
         try:
             self._file = np.load(self.path, allow_pickle=False)
-            fields = json.loads(str(self._file["meta"]))
-            schema = fields.get("schema")
+            stored = json.loads(str(self._file["meta"]))
+            schema = stored.get("schema")
         except FileNotFoundError as error:
             raise ExitbenchError(
                 f"no trace at {path}; record one with 'exitbench trace' or 'exitbench study'"
             ) from error
         except _UNREADABLE as error:
             raise ExitbenchError(
-                f"{path} is not a complete trace ({error}); delete it and record it again"
+                f"{path} is not a complete trace ({_why(error)}); delete it and record it again"
             ) from error
         if schema != SCHEMA:
             raise ExitbenchError(
@@ -230,8 +230,9 @@ class Trace:
                 f"{SCHEMA}; record it again"
             )
         try:
-            tuples = {name: tuple(fields[name]) for name in ("kernel", "exit_names")}
-            self.meta = TraceMeta(**{**fields, **tuples})
+            tuples = {name: tuple(stored[name]) for name in ("kernel", "exit_names")}
+            self.meta = TraceMeta(**{**stored, **tuples})
+            _check_meta(self.meta)
         except (KeyError, TypeError) as error:
             raise ExitbenchError(
                 f"{path}: what the trace says of itself is incomplete ({error}); delete it and "
@@ -239,14 +240,25 @@ class Trace:
             ) from error
 
     def array(self, name: str) -> NDArray[Any]:
-        """One stored array by its name in the file."""
+        """One stored array by its name in the file.
+
+        Raises:
+            ExitbenchError: it is not there, damaged, or not of the shape and kind that it must be.
+        """
         if name not in self._kept:
             try:
-                self._kept[name] = self._file[name]
+                found = self._file[name]
             except _UNREADABLE as error:
                 raise ExitbenchError(
                     f"{self.path} lacks the array {name!r} or it is damaged; record it again"
                 ) from error
+            shape, kinds = _expected(name, self.meta)
+            if found.shape != shape or found.dtype.kind not in kinds:
+                raise ExitbenchError(
+                    f"{self.path}: the array {name!r} is {found.dtype} of shape {found.shape}, "
+                    f"which must be {shape}; delete the file and record it again"
+                )
+            self._kept[name] = found
         return self._kept[name]
 
     def holds(self, name: str) -> bool:
@@ -283,6 +295,41 @@ class Trace:
         return self.label == self.truth
 
 
+def _expected(name: str, meta: TraceMeta) -> tuple[tuple[int, ...], str]:
+    """Shape of a stored array, and numpy's kinds of numbers that it may hold."""
+    samples, exits = meta.samples, meta.exits
+    if name.startswith("confidence_"):
+        return (exits, samples), "f"
+    if name.startswith("rounds_"):
+        return (exits, samples, meta.horizon), "f"
+    return {
+        "truth": ((samples,), "iu"),
+        "indices": ((samples,), "iu"),
+        "label": ((exits + 1, samples), "iu"),
+        "logit_mean": ((exits,), "f"),
+        "logits": ((samples, exits + 1, meta.classes), "f"),
+    }[name]
+
+
+def _check_meta(meta: TraceMeta) -> None:
+    for name in ("samples", "exits", "classes", "horizon"):
+        value = getattr(meta, name)
+        if type(value) is not int or value < 1:
+            raise TypeError(f"{name} is {value!r}, expected a whole number from 1")
+    for name in ("split", "precision", "dataset", "network"):
+        if not isinstance(getattr(meta, name), str):
+            raise TypeError(f"{name} is {getattr(meta, name)!r}, expected text")
+    if not all(isinstance(value, int | float) for value in meta.kernel):
+        raise TypeError(f"kernel is {list(meta.kernel)!r}, expected numbers")
+
+
+def _why(error: Exception) -> str:
+    """What numpy says of a file, but for its advice to unpickle it."""
+    if "pickle" in str(error):
+        return "it is no npz file, or one of Python objects, which are never loaded"
+    return str(error)
+
+
 def trace_logits(
     path: Path,
     logits: NDArray[Any],
@@ -316,7 +363,7 @@ def read_logits(path: Path) -> tuple[NDArray[np.float32], IntArray]:
             logits, labels = file["logits"], file["labels"]
     except _UNREADABLE as error:
         raise ExitbenchError(
-            f"cannot read {path} as an npz file of arrays: {error}. Write it with "
+            f"cannot read {path} as an npz file of arrays: {_why(error)}. Write it with "
             "numpy.savez(file, logits=..., labels=...)."
         ) from error
     faults = []

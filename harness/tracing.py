@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from .calibration import CALIBRATION
 from .configs import DataConfig, TraceConfig
 from .costs import CostTable
 from .data import Split
+from .difficulty import read_samples
 from .environment import environment
 from .errors import ExitbenchError
 from .files import sha256
 from .options import from_plain, to_plain
 from .predictors import convolution_stack
 from .rundir import RunDirectory
+from .splitting import digest_of
 from .subject import Subject, load_subject, thinned, usable_precisions
 from .trace import Trace, TraceMeta, read_logits, record, trace_logits, writing
 
@@ -47,33 +49,36 @@ def run_trace(config: TraceConfig, say: Say) -> None:
         return
     assert config.checkpoint is not None
     subject = load_subject(config.checkpoint, config.data, config.device, say, config.limit)
-    directory = RunDirectory(config.run)
-    directory.begin(
-        "trace", to_plain(config), environment(str(subject.device), subject.threads)
-    )
-    note_subject(directory, subject)
     precisions, _ = usable_precisions(config.precisions, subject.device, True, say)
+    directory = RunDirectory(config.run)
+    begin(directory, "trace", to_plain(config), subject)
     trace_subject(directory, subject, precisions, config, say)
     directory.finish("trace")
 
 
-def note_subject(directory: RunDirectory, subject: Subject, traced: bool = True) -> None:
-    """Put network, data and exits into the manifest.
+def begin(
+    directory: RunDirectory,
+    command: str,
+    config: dict[str, Any],
+    subject: Subject,
+    traced: bool = True,
+) -> None:
+    """Note that a command starts, with its network, data and exits, in the manifest.
 
     Args:
         traced: the samples of the splits matter to what will be written; else any will do.
 
     Raises:
-        ExitbenchError: the directory belongs to another network or other data.
+        ExitbenchError: the directory belongs to another network, other data or an unlike
+            environment; then nothing is written.
     """
-    _refuse_another(directory, "network", subject.digest)
-    _refuse_another(directory, "dataset", subject.dataset)
+    check_subject(directory, subject, traced)
+    directory.begin(command, config, environment(str(subject.device), subject.threads))
     samples = {}
     if traced:
-        counts = {name: len(part) for name, part in subject.parts.items()}
-        _refuse_another(directory, "splits", counts)
         samples = {
-            "samples": counts,
+            "samples": {name: len(part) for name, part in subject.parts.items()},
+            "positions": _positions(subject),
             "sizes": subject.sizes,
             "limit": subject.limit,
             "data": to_plain(subject.data),
@@ -93,6 +98,41 @@ def note_subject(directory: RunDirectory, subject: Subject, traced: bool = True)
     )
 
 
+def check_subject(directory: RunDirectory, subject: Subject, traced: bool = True) -> None:
+    """Refuse a subject that is not the one of the run directory.
+
+    Raises:
+        ExitbenchError: the directory belongs to another network or other data.
+    """
+    _refuse_another(directory, "network", subject.digest)
+    _refuse_another(directory, "dataset", subject.dataset)
+    if traced:
+        counts = {name: len(part) for name, part in subject.parts.items()}
+        _refuse_another(directory, "splits", counts)
+        known = directory.manifest.get("checkpoint", {}).get("data", {}).get("split_seed")
+        seed = subject.data.split_seed
+        if None not in (known, seed) and known != seed:
+            raise ExitbenchError(
+                f"{directory.path} was made with other splits (split seed {known}, now {seed}); "
+                "choose another run directory, or delete this one"
+            )
+        _refuse_other_samples(directory, _positions(subject))
+
+
+def _positions(subject: Subject) -> dict[str, str]:
+    """A digest of the positions of each split's samples in the dataset."""
+    return {name: digest_of(part.indices) for name, part in subject.parts.items()}
+
+
+def _refuse_other_samples(directory: RunDirectory, new: dict[str, str]) -> None:
+    known = directory.manifest.get("checkpoint", {}).get("positions", {})
+    if other := [split for split, digest in new.items() if known.get(split, digest) != digest]:
+        raise ExitbenchError(
+            f"{directory.path} was made with other splits (as many samples, but other ones, in "
+            f"{' and '.join(other)}); choose another run directory, or delete this one"
+        )
+
+
 def traced_subject(
     directory: RunDirectory, path: Path | None, data: DataConfig
 ) -> tuple[Path | None, DataConfig, int | None]:
@@ -100,7 +140,7 @@ def traced_subject(
 
     Args:
         path: the network that was asked for; that of the directory if None.
-        data: the data that were asked for; those of the directory if nothing was.
+        data: the data that were asked for; what is left at its default is that of the directory.
 
     Raises:
         ExitbenchError: the directory was made from logits.
@@ -113,8 +153,12 @@ def traced_subject(
         )
     if path is None and "path" in known:
         path = Path(known["path"])
-    if data == DataConfig() and "data" in known:
-        data = from_plain(DataConfig, known["data"], str(directory.manifest_path))
+    if known.get("data") is not None:
+        traced = from_plain(DataConfig, known["data"], str(directory.manifest_path))
+        default = DataConfig()
+        names = [item.name for item in fields(DataConfig)]
+        left = [name for name in names if getattr(data, name) == getattr(default, name)]
+        data = replace(data, **{name: getattr(traced, name) for name in left})
     return path, data, known.get("limit")
 
 
@@ -225,23 +269,20 @@ def _from_logits(config: TraceConfig, path: Path, say: Say) -> None:
         raise ExitbenchError("--logits are of one precision; name it alone in --precisions")
     costs = CostTable.read(config.cost)
     parts = _parts(config, path, say)
-    exits, classes = parts["test"].logits.shape[1] - 1, parts["test"].logits.shape[2]
-    precision = config.precisions[0]
-    priced = costs.select(precision).exits
-    if priced != exits:
-        raise ExitbenchError(
-            f"{config.cost} prices {priced} exits, but {path} holds logits of {exits} exits and "
-            "the classifier; correct the table, or name the one of this network"
-        )
+    precision, exits = config.precisions[0], parts["test"].logits.shape[1] - 1
+    _refuse_other_costs(costs, precision, exits, path)
     directory = RunDirectory(config.run)
     digest = sha256(path)
     _refuse_another(directory, "network", digest)
+    samples = {split: digest_of(part.positions, part.logits) for split, part in parts.items()}
+    _refuse_other_samples(directory, samples)
     directory.begin("trace", to_plain(config), environment())
     names = (*(f"exit {number}" for number in range(1, exits + 1)), "classifier")
     directory.update(
         checkpoint={
             "path": str(path), "sha256": digest, "model": "logits", "dataset": str(path),
             "sizes": {split: part.size for split, part in parts.items()},
+            "positions": samples,
         },
         exit_names=list(names),
         precisions={
@@ -250,14 +291,23 @@ def _from_logits(config: TraceConfig, path: Path, say: Say) -> None:
     )  # fmt: skip
     for split, part in parts.items():
         meta = TraceMeta(
-            split, precision, len(part.labels), exits, classes, config.kernel, config.horizon,
-            str(path), digest, names,
+            split, precision, len(part.labels), exits, part.logits.shape[2], config.kernel,
+            config.horizon, str(path), digest, names,
         )  # fmt: skip
         where = directory.trace(split, precision)
         trace_logits(where, part.logits, part.labels, part.positions, meta, config.keep_logits)
         say(f"trace {split} {precision}: {len(part.labels)} samples, {exits} exits")
     costs.write(directory.cost)
     directory.finish("trace")
+
+
+def _refuse_other_costs(costs: CostTable, precision: str, exits: int, path: Path) -> None:
+    priced = costs.select(precision).exits
+    if priced != exits:
+        raise ExitbenchError(
+            f"{costs.where} prices {priced} exits, but {path} holds logits of {exits} exits and "
+            "the classifier; correct the table, or name the one of this network"
+        )
 
 
 def _parts(config: TraceConfig, path: Path, say: Say) -> dict[str, _Part]:
@@ -281,14 +331,28 @@ def _parts(config: TraceConfig, path: Path, say: Say) -> dict[str, _Part]:
                 f"{path} holds one sample; the two splits need at least two, or "
                 "--calibration-logits"
             )
-        order = np.random.default_rng(config.data.split_seed).permutation(count)
+        order = np.random.default_rng(config.data.split_seed or 0).permutation(count)
         halves = {CALIBRATION: order[: count // 2], "test": order[count // 2 :]}
         parts = {
             split: _Part(logits[rows], labels[rows], rows, count)
             for split, rows in ((split, np.sort(half)) for split, half in halves.items())
         }
         say(f"trace: {path} is cut in halves, one to choose settings on and one to report on")
+    if config.data.subset is not None:
+        parts["test"] = _listed(parts["test"], config.data.subset, path)
     return {split: _limited(part, config.limit) for split, part in parts.items()}
+
+
+def _listed(part: _Part, listed: Path, path: Path) -> _Part:
+    """The samples of the test split that a list of ``exitbench subset`` names."""
+    chosen = read_samples(listed, str(path), "test", part.size)
+    rows = np.flatnonzero(np.isin(part.positions, chosen.positions))
+    if len(rows) < len(chosen.positions):
+        raise ExitbenchError(
+            f"{listed} names samples of the half of {path} that is the calibration split now; "
+            "give the --split-seed and --calibration-logits that the list was made with"
+        )
+    return _Part(part.logits[rows], part.labels[rows], part.positions[rows], part.size)
 
 
 def _limited(part: _Part, limit: int | None) -> _Part:

@@ -26,6 +26,7 @@ from .training_start import (
     fingerprint,
     image_side,
     make_recipe,
+    settled,
     start,
 )
 from .training_state import TrainingState, differing, state_path
@@ -48,10 +49,11 @@ def run_train(config: TrainConfig, say: Say) -> None:
     check(config)
     device = resolve_device(config.device.device)
     threads = apply_threads(config.device.threads)
-    data, spec = config.data, dataset_name(config)
-    dataset = load_dataset(spec, data.data_root, image_side(config), data.download, say)
-    parts = splits(dataset, data.split_seed, data.calibration_samples)
-    parts["test"] = _test_part(data, dataset, parts["test"])
+    dataset = load_dataset(
+        dataset_name(config), config.data.data_root, image_side(config), config.data.download, say
+    )
+    config = settled(config, dataset, say)
+    parts = _parts(config.data, dataset)
     begin = start(config, dataset)
     settings = fingerprint(config, begin, dataset, parts)
     if _is_done(config, settings, say):
@@ -116,11 +118,13 @@ def _calibration(
     return {"precision": "fp32", "samples": len(part.labels), "thresholds": found}
 
 
-def _test_part(data: DataConfig, dataset: Dataset, test: Split) -> Split:
-    if data.subset is None:
-        return test
-    samples = read_samples(data.subset, dataset.name, test.name, len(test.labels))
-    return subset(test, samples.positions)
+def _parts(data: DataConfig, dataset: Dataset) -> dict[str, Split]:
+    parts = splits(dataset, data.split_seed or 0, data.calibration_samples)
+    if data.subset is not None:
+        test = parts["test"]
+        samples = read_samples(data.subset, dataset.name, test.name, len(test.labels))
+        parts["test"] = subset(test, samples.positions)
+    return parts
 
 
 def _is_done(config: TrainConfig, settings: dict[str, Any], say: Say) -> bool:
@@ -144,7 +148,7 @@ def _is_done(config: TrainConfig, settings: dict[str, Any], say: Say) -> bool:
 
 
 def _material(config: TrainConfig, begin: Start, dataset: Dataset, part: Split) -> Material:
-    rest, held = hold_out(part, config.validation_share, config.data.split_seed)
+    rest, held = hold_out(part, config.validation_share, config.data.split_seed or 0)
     if held is None and config.validation_share:
         raise ExitbenchError(
             f"the dataset {dataset.name!r} has one image per class left to train on, so none can "

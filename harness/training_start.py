@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..models import Checkpoint, ExitNetwork, ModelArguments, build
@@ -18,6 +15,7 @@ from .data import Dataset, Split
 from .errors import ExitbenchError
 from .files import sha256
 from .limits import faults
+from .splitting import Say, dataset_digest, settle
 from .training_modes import Recipe, default_learning_rate
 
 # Optimisers refuse, with an error of their own, what a float32 cannot hold.
@@ -88,6 +86,16 @@ def image_side(config: TrainConfig) -> int | None:
             "pixels; leave out --side"
         )
     return side
+
+
+def settled(config: TrainConfig, dataset: Dataset, say: Say) -> TrainConfig:
+    """``config`` with the split of ``--init``, so that no network ever sees calibration images.
+
+    Raises:
+        ExitbenchError: another split is asked for than ``--init`` was trained with.
+    """
+    header = None if config.init is None else read_header(config.init)
+    return replace(config, data=settle(config.data, dataset, header, config.init, say))
 
 
 def start(config: TrainConfig, dataset: Dataset) -> Start:
@@ -181,7 +189,8 @@ def fingerprint(
     """All that shapes the result: two trainings with equal fingerprints are the same training.
 
     Device and threads are left out, so that a training can go on elsewhere; contents of files
-    stand in it as digests, so that changed files are noticed.
+    stand in it as digests, so that changed files are noticed. The split seed is that of
+    ``settled``.
     """
     recipe = make_recipe(config, config.mixed_precision)
     arguments = begin.checkpoint.arguments
@@ -204,16 +213,8 @@ def fingerprint(
         "seed": recipe.seed,
         "mixed_precision": recipe.mixed_precision,
         "dataset": dataset.name,
-        "data": _digest(dataset),
+        "data": dataset_digest(dataset),
         "calibration_samples": len(parts["calibration"].labels),
         "split_seed": config.data.split_seed,
         "subset": None if config.data.subset is None else sha256(config.data.subset),
     }
-
-
-def _digest(dataset: Dataset) -> str:
-    digest = hashlib.sha256()
-    for array in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test):
-        digest.update(json.dumps([array.shape, str(array.dtype)]).encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

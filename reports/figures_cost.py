@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from .picture import Absent, Picture
 from .style import PRECISION_LOOKS, canvas, legend_below
-from .view import ENERGY, LATENCY, MACS, PRECISIONS, Metric, View, cost_rows, energy_source
+from .view import ENERGY, LATENCY, MACS, PRECISIONS, Metric, View, cost_rows, energy_source, records
 from .words import listing, percent
 
 WORDS = {
@@ -18,6 +18,8 @@ WORDS = {
     LATENCY.column: "latency (ms per sample)",
     MACS.column: "MACs (M per sample)",
 }
+
+MOST_NAMED = 8
 
 
 def energy_cost(view: View) -> Picture | Absent:
@@ -42,8 +44,7 @@ def cost_per_unit(view: View, metric: Metric) -> Picture | Absent:
     rows = cost_rows(view)
     if rows is None:
         return Absent(title, view.run.missing["cost.csv"])
-    rows = rows[rows[metric.column].notna()]
-    if rows.empty:
+    if rows[metric.column].isna().all():
         source = "Energy is unavailable in this run" if metric is ENERGY else "There is no latency"
         return Absent(title, f"{source}: the cost table holds no {metric.noun} of any unit.")
     precisions = _precisions(rows, metric)
@@ -76,9 +77,9 @@ def _precisions(rows: pd.DataFrame, metric: Metric) -> list[str]:
 
 
 def values(rows: pd.DataFrame, kind: str, metric: Metric, count: int) -> np.ndarray:
-    """A unit's cost by index 1..count, (count,), 0 where there is no such unit."""
+    """A unit's cost by index 1..count, (count,), NaN where there is no such unit or no cost."""
     picked = rows[rows["kind"] == kind].drop_duplicates("index").set_index("index")[metric.column]
-    found = picked.reindex(np.arange(1, count + 1, dtype=float)).fillna(0.0)
+    found = picked.reindex(np.arange(1, count + 1, dtype=float))
     return found.to_numpy(float) * metric.scale
 
 
@@ -99,9 +100,10 @@ def _bars(
         base, upper = (values(own, kind, metric, count) for kind in kinds)
         colour, hatch = PRECISION_LOOKS.get(precision, ("#999999", ""))
         words = "all precisions" if len(precisions) == 1 and metric is MACS else precision
+        known = np.isfinite(base)
         axis.bar(
-            at,
-            base,
+            at[known],
+            base[known],
             width,
             color=colour,
             hatch=hatch,
@@ -113,8 +115,9 @@ def _bars(
         if kinds[1] == "forecast":
             top = {"color": "white", "edgecolor": colour, "linewidth": 0.9}
         last = place == len(precisions) - 1
-        label = kinds[1] if last and upper.any() else None
-        axis.bar(at, upper, width, bottom=base, label=label, **top)
+        on = np.isfinite(base) & np.isfinite(upper)
+        label = kinds[1] if last and on.any() else None
+        axis.bar(at[on], upper[on], width, bottom=base[on], label=label, **top)
     names = [*view.names, *(str(i) for i in range(len(view.names) + 1, count + 1))]
     axis.set_xticks(np.arange(count), [_tick(i, n) for i, n in enumerate(names)])
     axis.tick_params(axis="x", labelrotation=60 if count > 10 else 0)
@@ -129,20 +132,39 @@ def _tick(index: int, name: str) -> str:
 def _caption(view: View, rows: pd.DataFrame, metric: Metric, precisions: list[str]) -> str:
     parts = []
     for precision in precisions:
-        own = rows[rows["precision"] == precision]
-        total = own.groupby("kind")[metric.column].sum()
-        backbone = float(total.get("segment", 0.0) + total.get("classifier", 0.0))
-        heads = float(total.get("head", 0.0))
-        if backbone > 0:
+        own = rows[rows["precision"] == precision].groupby("kind")[metric.column]
+        # A sum over units of which one is unknown would be no sum.
+        total = own.sum().where(own.count() == own.size())
+        backbone = float(total.get("segment", np.nan) + total.get("classifier", np.nan))
+        heads = float(total.get("head", np.nan))
+        if backbone > 0 and not np.isnan(heads):
             parts.append(
                 f"{percent(heads / backbone, 0)} in {precision}"
                 if len(precisions) > 1 or metric is not MACS
                 else percent(heads / backbone, 0)
             )
     source = f" ({energy_source(rows)})" if metric is ENERGY else ""
+    gaps = _gaps(view, rows, metric, precisions)
     if not parts:
-        return f"The {metric.noun}{source} of each unit for one sample."
+        return f"The {metric.noun}{source} of each unit for one sample.{gaps}"
     return (
         f"Checking every head costs {listing(parts)} of what the whole backbone costs in "
-        f"{metric.noun}{source}: this is the price that skipping checks can save."
+        f"{metric.noun}{source}: this is the price that skipping checks can save.{gaps}"
     )
+
+
+def _gaps(view: View, rows: pd.DataFrame, metric: Metric, precisions: list[str]) -> str:
+    """Which bars are missing because the table has no such cost; empty if none is."""
+    drawn = rows[rows["precision"].isin(precisions)]
+    names = [
+        f"{row['kind']} {row['index']:g}" + (f" in {row['precision']}" if row["precision"] else "")
+        for row in records(drawn[drawn[metric.column].isna()])
+    ]
+    found = ""
+    if names:
+        more = len(names) - MOST_NAMED
+        shown = names[:MOST_NAMED] + ([f"{more} more"] if more > 0 else [])
+        found = f" Not known and left empty: {listing(shown)}."
+    if "forecast" not in set(drawn["kind"]):
+        found += " The cost table has no row of a forecast."
+    return found

@@ -49,12 +49,20 @@ def shares(one: Line) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distinct(values: np.ndarray) -> list[str]:
-    """The numbers with as few digits as tell them apart, at least three; none is rounded to 1."""
-    for digits in range(3, 7):
-        labels = [f"{value:.{digits}g}" for value in values]
-        as_one = [value for value, label in zip(values, labels, strict=True) if label == "1"]
-        if len(set(labels)) == len(labels) and all(value == 1 for value in as_one):
-            break
+    """The numbers with as few digits as tell each from the others; none is rounded to 1.
+
+    Three digits at least, six at most: those with which beta is written.
+    """
+    labels = [f"{value:.3g}" for value in values]
+    for digits in range(4, 7):
+        wrong = [
+            labels.count(label) > 1 or (label == "1" and value != 1)
+            for value, label in zip(values, labels, strict=True)
+        ]
+        labels = [
+            f"{value:.{digits}g}" if again else label
+            for value, label, again in zip(values, labels, wrong, strict=True)
+        ]
     return labels
 
 

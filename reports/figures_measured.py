@@ -47,6 +47,8 @@ def run_label(view: View, row: Setting) -> str:
     role = view.role_of(row)
     policy = str(row["policy"])
     words = [ROLE_WORDS.get(role or "", POLICY_WORDS.get(policy, policy))]
+    if role is None and row.get("predictor"):
+        words.append(str(row["predictor"]))
     if role is None and row.get("start_layer") is not None:
         words.append(f"exit {int(row['start_layer'])}")
     words.append(str(row["precision"]))
@@ -122,7 +124,6 @@ def _caption(rows: list[Setting], metrics: list[Metric]) -> str:
     same = [row["same_decisions"] for row in rows if row.get("same_decisions") is not None]
     text = f"The nearer the pair, the more the sweep can be trusted: {listing(parts)}"
     if same:
-        text += (
-            f"; live and replayed decisions agree for at least {percent(min(same), 2)} of samples"
-        )
+        share = "all" if min(same) == 1 else f"at least {percent(min(same), 2)} of the"
+        text += f"; live and replayed decisions agree for {share} samples"
     return f"{text}."

@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .lines import Line, front, lines, measured, others, run_energy_source
+from .origin import why_no_energy
 from .picture import Absent, Picture
+from .reading import SETTING
 from .style import BLACK, FAINT, GREY, LOOKS, canvas, legend_below, look_of, role_label
 from .view import ENERGY, LATENCY, MACS, Metric, Setting, View, energy_source, records
 from .words import accuracy_change, beta_words, percent, point_words, points, saving
@@ -49,8 +51,8 @@ def tradeoff(view: View, metric: Metric) -> Picture | Absent:
     title = f"Accuracy against {metric.noun}"
     if metric not in view.metrics:
         why = (
-            "Energy is unavailable in this run: no meter could be read and no power was modelled, "
-            "so no energy is drawn or guessed. Compare latency and MACs instead."
+            f"Energy is unavailable in this run: {why_no_energy(view)}, so no energy is drawn or "
+            "guessed. Compare latency and MACs instead."
             if metric is ENERGY
             else "The sweep has no latency: the cost table it was priced with holds none."
         )
@@ -148,7 +150,7 @@ def _measured_points(axis: Axes, view: View, metric: Metric, precision: str) -> 
         if row.get(metric.column) is not None:
             axis.plot(
                 row[metric.column] * metric.scale,
-                100 * row["accuracy"],
+                100 * run_accuracy(view, row),
                 marker="D",
                 markerfacecolor="none",
                 markeredgecolor=BLACK,
@@ -158,6 +160,19 @@ def _measured_points(axis: Axes, view: View, metric: Metric, precision: str) -> 
                 zorder=7,
                 label=_run_words(view, metric),
             )
+
+
+def run_accuracy(view: View, row: Setting) -> float:
+    """The accuracy at which a run is drawn: its setting's on the whole test split.
+
+    A run over a part of the samples has that part's own luck, and would lie off its line. The
+    run's own accuracy where the sweep does not have its setting.
+    """
+    rows = view.test
+    for column in SETTING:
+        value, cells = row.get(column), rows[column]
+        rows = rows[(cells.isna() | (cells == "")) if value is None else cells == value]
+    return float(rows["accuracy"].iloc[0] if len(rows) else row["accuracy"])
 
 
 def _run_words(view: View, metric: Metric) -> str:
@@ -187,10 +202,11 @@ def _recommended_point(axis: Axes, view: View, metric: Metric, precision: str) -
     axis.annotate(
         f"recommended:\n{words}",
         place,
-        xytext=(14, -34),
+        xytext=(10, -100),
         textcoords="offset points",
         fontsize=9,
-        zorder=5,
+        zorder=9,
+        arrowprops={"arrowstyle": "-", "color": BLACK, "linewidth": 0.8, "shrinkB": 9},
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
     )
 

@@ -5,11 +5,12 @@ Every sentence is made from the files of the run; none holds a figure of its own
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from .choice import chosen_from, half_width, unequal
 from .figures_measured import gap, run_label
 from .lines import measured
+from .origin import energy_limits, place_words, ranking_limits
 from .view import ENERGY, LATENCY, MACS, Metric, Setting, View, cost_rows, energy_source
 from .words import (
     accuracy_change,
@@ -24,6 +25,12 @@ from .words import (
 
 NOTICEABLE = 0.02
 """Cost differences below this share are told as no difference: medians are not sharper."""
+
+
+LUCK = (
+    "The cheapest of many is in part the luckiest there; the test split, which had no say, shows "
+    "what is left."
+)
 
 
 def told(view: View, row: Setting, metric: Metric, to: Setting | None = None) -> str:
@@ -59,7 +66,7 @@ def headline(view: View) -> str:
         )
     where = f"the full network in {full['precision']}"
     costs = told(view, row, view.metric)
-    if view.metric is ENERGY and view.ratio(row, LATENCY) is not None:
+    if view.metric is not LATENCY and view.ratio(row, LATENCY) is not None:
         costs += f" and {told(view, row, LATENCY)}"
     change_words = accuracy_change(row["accuracy"] - full["accuracy"])
     lost = full["accuracy"] - row["accuracy"]
@@ -94,13 +101,10 @@ def verdict(view: View) -> str:
 
 
 def _judgement(ratio: float, difference: float, loss: float) -> str:
-    """Whether a cost ratio pays; open where it is bought or paid back with accuracy.
-
-    Both settings kept the limit on the calibration split; half of the allowed loss between them
-    on the test split is too much to call that equal accuracy.
-    """
+    """Whether a cost ratio pays; open where it is bought or paid back with accuracy."""
     cheaper, dearer = ratio < 1 - NOTICEABLE, ratio > 1 + NOTICEABLE
-    if (cheaper and difference < -loss / 2) or (dearer and difference > loss / 2):
+    paid = unequal(difference, loss)
+    if paid and ((cheaper and difference < 0) or (dearer and difference > 0)):
         return (
             "Whether prediction pays is open here, as the accuracy is not equal on the test split"
         )
@@ -173,7 +177,8 @@ def _plain_exit(view: View) -> str | None:
         return None
     return (
         f"Cutting the network off instead ({setting_words(fixed, view.names)}) needs "
-        f"{told(view, fixed, view.metric, row)} than the recommended setting."
+        f"{told(view, fixed, view.metric, row)} than the recommended setting, "
+        f"{accuracy_change(fixed['accuracy'] - row['accuracy'])}."
     )
 
 
@@ -188,10 +193,14 @@ def _other_costs(view: View) -> str | None:
         for metric in (MACS, LATENCY, ENERGY)
         if (ratio := view.ratio(predictive, metric, every)) is not None
     ]
+    if not parts:
+        return None
+    difference = predictive["accuracy"] - every["accuracy"]
+    caution = "; these are not costs at equal accuracy" if unequal(difference, view.loss) else ""
     return (
         f"Predictive exit against every-exit from its best start layer, cost by cost: "
-        f"{listing(parts)}; it checks {figures(predictive['checks'])} heads per sample instead of "
-        f"{figures(every['checks'])}."
+        f"{listing(parts)}, {accuracy_change(difference)}{caution}; it checks "
+        f"{figures(predictive['checks'])} heads per sample instead of {figures(every['checks'])}."
     )
 
 
@@ -201,16 +210,23 @@ def _bound(view: View) -> str | None:
     predictive, perfect = view.best_predictive(wanted), view.role("perfect-predictor", wanted)
     if predictive is None or perfect is None or predictive["precision"] != perfect["precision"]:
         return None
-    if (view.ratio(perfect, view.metric, predictive) or 1.0) >= 1 - NOTICEABLE:
+    ratio = view.ratio(perfect, view.metric, predictive)
+    if ratio is None:
         return (
-            "A predictor that knew the truth, chosen in the same way, would need "
-            f"{told(view, perfect, view.metric, predictive)} than the best real one: better "
-            "forecasts have nothing to gain here."
+            "What better forecasts could gain cannot be said: the cost of a predictor that knew "
+            "the truth, or of the best real one, is not known."
         )
+    difference = perfect["accuracy"] - predictive["accuracy"]
+    if unequal(difference, view.loss):
+        conclusion = "what better forecasts could gain is open, as the accuracy is not equal"
+    elif ratio >= 1 - NOTICEABLE:
+        conclusion = "better forecasts have nothing to gain here"
+    else:
+        conclusion = "more than that no predictor can gain here"
     return (
-        "A predictor that knew the truth would need "
-        f"{told(view, perfect, view.metric, predictive)} than the best real one: more than that "
-        "no predictor can gain here."
+        "A predictor that knew the truth, chosen in the same way, would need "
+        f"{told(view, perfect, view.metric, predictive)} than the best real one, "
+        f"{accuracy_change(difference)}: {conclusion}."
     )
 
 
@@ -263,9 +279,12 @@ def limits(view: View) -> list[str]:
         *view.run.notes,
         *([chosen_on_test] if view.calibration.empty else []),
         *_sampling(view),
-        *_energy_limits(view),
+        *([f"{words} {LUCK}"] if (words := chosen_from(view)) else []),
+        *_runs_left_out(view),
+        *ranking_limits(view),
+        *energy_limits(view),
         "Latency and energy in the sweep are replayed: sums of separately measured parts, for "
-        f"{_place_words(view)}. {other}.",
+        f"{place_words(view)}. {other}.",
         *_uncounted(view),
         "Oracle and perfect predictor know the truth beforehand: bounds that cannot be run.",
     ]
@@ -276,7 +295,7 @@ def _sampling(view: View) -> list[str]:
     if row is None or not row.get("samples"):
         return []
     p, n = row["accuracy"], row["samples"]
-    half = 1.96 * math.sqrt(p * (1 - p) / n)
+    half = half_width(p, n)
     return [
         f"Accuracy comes from {n:,.0f} test samples: {percent(p)} is known to ±{100 * half:.1f} "
         "points (95%, binomial). Differences between settings on the same samples are sharper, "
@@ -284,29 +303,23 @@ def _sampling(view: View) -> list[str]:
     ]
 
 
-def _energy_limits(view: View) -> list[str]:
-    source = energy_source(view.test)
-    if source == "unavailable":
-        return [
-            "Energy is unavailable: no meter could be read on this machine. It is not estimated; "
-            f"settings are ranked by {view.metric.noun}."
-        ]
-    if "modelled" in source:
-        return [
-            f"Energy is {source}. Modelled energy is power from the hardware profile times time: "
-            "it follows latency and cannot show what a power meter would."
-        ]
-    return ["Energy is measured by the meters named below; it includes all they cover."]
-
-
-def _place_words(view: View) -> str:
-    size, point, device = (view.place.get(c) for c in ("batch_size", "operating_point", "device"))
-    words = []
-    if isinstance(size, int | float) and not math.isnan(size):
-        words.append(f"batch size {size:g}")
-    words += [f"operating point {point}"] if point else []
-    words += [f"device {device}"] if device else []
-    return listing(words) if words else "the batch size and device of the cost table"
+def _runs_left_out(view: View) -> list[str]:
+    """Runs of the directory that this page does not show, and runs over a part of the samples."""
+    shown = measured(view)
+    found = []
+    if others := len(view.run.measurements) - len(shown):
+        found.append(
+            f"{others} measured run{'s' if others > 1 else ''} at another batch size, operating "
+            "point or device left out."
+        )
+    whole = int(view.test["samples"].max())
+    if parts := sorted({int(row["samples"]) for row in shown if row.get("samples")} - {whole}):
+        found.append(
+            f"Settings were really run over {listing([f'{n:,}' for n in parts])} of the {whole:,} "
+            "test samples. Their costs are those of these; in the figures they are drawn at the "
+            "accuracy that their setting has on the whole split."
+        )
+    return found
 
 
 def _uncounted(view: View) -> list[str]:

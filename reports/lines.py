@@ -122,16 +122,23 @@ def others(view: View, precision: str, drawn: list[Line]) -> pd.DataFrame:
 
 
 def measured(view: View, precision: str | None = None) -> list[Setting]:
-    """The measured runs, the last of each setting, in the order of the file."""
-    latest: dict[str, Setting] = {}
-    for row in view.run.measurements:
-        if precision is None or row["precision"] == precision:
-            key = "|".join(
-                str(row.get(c)) for c in ("policy", *FAMILY, "beta", "precision", "batch_size")
-            )
-            latest.pop(key, None)
-            latest[key] = row
-    return list(latest.values())
+    """The measured runs at the reported batch size, operating point and device, in file order.
+
+    A run or a cost table that does not name one of these is taken to be of the other's.
+    """
+    return [
+        row
+        for row in view.run.measurements
+        if precision in (None, row["precision"]) and _at_place(view, row)
+    ]
+
+
+def _at_place(view: View, row: Setting) -> bool:
+    for column, value in view.place.items():
+        own, unknown = row.get(column), value == "" or value != value
+        if own is not None and not unknown and own != value:
+            return False
+    return True
 
 
 def run_energy_source(rows: list[Setting]) -> str:

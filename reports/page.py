@@ -10,7 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from .choice import chosen_from
 from .findings import findings, headline, limits, verdict
+from .origin import device_words, profiled_here
 from .picture import Absent, Picture
 from .tables import Table
 from .view import ENERGY, METRICS, View, energy_source, flatten
@@ -52,6 +54,7 @@ def page(
         subtitle=_subtitle(view),
         headline=headline(view),
         verdict=verdict(view),
+        basis=chosen_from(view),
         tiles=tiles(view),
         findings=findings(view),
         missing=list(view.run.missing.values()),
@@ -65,7 +68,7 @@ def page(
         source=energy_source(view.test),
         families=_families(view),
         limits=limits(view),
-        facts=_facts(manifest),
+        facts=_facts(view),
         precisions=_precisions(manifest),
     )
 
@@ -88,6 +91,8 @@ def _subtitle(view: View) -> str:
         gpu = ", ".join(str(g.get("name", g) if isinstance(g, dict) else g) for g in gpu)
     device = str(view.place.get("device") or environment.get("device") or "")
     machine = gpu if gpu and device.startswith("cuda") else environment.get("cpu")
+    if not profiled_here(view):
+        machine = f"costs from a given table, of {device_words(view)}"
     parts = [str(machine) if machine else "", f"run {view.run.path.resolve().name}"]
     parts += [f"made {str(manifest['created'])[:10]}"] if manifest.get("created") else []
     parts += [f"exitbench {manifest['exitbench']}"] if manifest.get("exitbench") else []
@@ -155,10 +160,14 @@ def _families(view: View) -> str:
     )
 
 
-def _facts(manifest: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _facts(view: View) -> list[tuple[str, list[tuple[str, str]]]]:
     """Environment, hardware, network and configuration as tables of names and values."""
+    manifest = view.run.manifest
     parts: list[tuple[str, Any]] = [
-        ("Environment", manifest.get("environment")),
+        (
+            "Environment" if profiled_here(view) else "Environment of exitbench, not of the costs",
+            manifest.get("environment"),
+        ),
         ("Hardware profile and energy", manifest.get("hardware")),
         ("Network", manifest.get("checkpoint")),
     ]

@@ -27,7 +27,7 @@ TEXT = frozenset(
     {
         *("split", "role", "chosen_as", "policy", "criterion", "predictor", "precision"),
         *("operating_point", "device", "runtime", "kind", "name", "uncounted", "exit_histogram"),
-        *("energy_source", "gpu_energy_source", "cpu_energy_source", "energy_note"),
+        *("energy_source", "gpu_energy_source", "cpu_energy_source", "energy_note", "ranked_by"),
     }
 )
 REQUIRED = {
@@ -48,7 +48,7 @@ OPTIONAL = {
         *("split", "criterion", "beta", "start_layer", "predictor", "batch_size"),
         *("operating_point", "device", "samples", "flops", "latency_ms", "energy_mj"),
         *("energy_source", "mean_exit", "checks", "prediction_accuracy", "exit_histogram"),
-        "calibration_accuracy",
+        *("calibration_accuracy", "ranked_by"),
     ),
     "cost.csv": (
         *("name", "precision", "runtime", "device", "threads", "batch_size", "operating_point"),
@@ -72,6 +72,12 @@ MISSING = {
     "measurements.jsonl": "Nothing was really run (no measurements.jsonl): every cost below is "
     "replayed from the cost table and not yet confirmed; 'exitbench run' does that.",
 }
+
+MEASURED_NUMBERS = (
+    *("accuracy", "macs", "samples", "repeats", "batch_size", "beta", "start_layer"),
+    *("latency_ms", "latency_low_ms", "latency_high_ms", "energy_mj", "same_decisions"),
+    *("replay_accuracy", "replay_latency_ms", "replay_energy_mj"),
+)
 
 
 @dataclass(frozen=True)
@@ -246,7 +252,7 @@ def _read_measurements(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[st
             value = json.loads(line)
         except ValueError as error:
             if number == len(lines):
-                return tuple(found), (
+                return _latest(found), (
                     "The last line of measurements.jsonl is broken off, as when a run is "
                     "interrupted; it is left out.",
                 )
@@ -255,7 +261,17 @@ def _read_measurements(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[st
                 "and measure again with 'exitbench run'."
             ) from error
         found.append(_checked_measurement(path, number, value))
-    return tuple(found), ()
+    return _latest(found), ()
+
+
+def _latest(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """The last run of every setting and place, in the order of the file."""
+    latest: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(str(row.get(column)) for column in (*SETTING, *PLACE))
+        latest.pop(key, None)
+        latest[key] = row
+    return tuple(latest.values())
 
 
 def _checked_measurement(path: Path, number: int, value: Any) -> dict[str, Any]:
@@ -268,18 +284,33 @@ def _checked_measurement(path: Path, number: int, value: Any) -> dict[str, Any]:
                 f"{where}: the field {field!r} is missing. Remove the line and measure again with "
                 "'exitbench run'."
             )
-    for field in ("accuracy", "latency_ms", "energy_mj", "replay_latency_ms", "replay_energy_mj"):
+    for field in MEASURED_NUMBERS:
         number_or_none = value.get(field)
-        if number_or_none is not None and not isinstance(number_or_none, int | float):
+        if number_or_none is not None and type(number_or_none) not in (int, float):
             raise ExitbenchError(
                 f"{where}: {field} is {number_or_none!r}; right is a number or null."
             )
+    layers = value.get("stat_each_layer")
+    if layers is not None and not _are_layers(layers):
+        raise ExitbenchError(
+            f"{where}: stat_each_layer must be a list with an object of numbers per exit. Remove "
+            "the line and measure again with 'exitbench run'."
+        )
     if value.get("energy_mj") is not None and value.get("energy_source") not in ENERGY_SOURCES[:2]:
         raise ExitbenchError(
             f"{where}: energy_mj is given but energy_source is {value.get('energy_source')!r}; "
             "right is measured or modelled."
         )
     return value
+
+
+def _are_layers(layers: Any) -> bool:
+    """Whether these are statistics per exit: objects of numbers, each with its exit."""
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        return False
+    values = [v for layer in layers for v in (layer.get("exit", 0), *layer.values())]
+    exits = all(type(layer.get("exit", 1)) is int for layer in layers)
+    return exits and all(v is None or type(v) in (int, float) for v in values)
 
 
 def _changed_files(path: Path, manifest: dict[str, Any]) -> tuple[str, ...]:

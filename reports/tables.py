@@ -243,9 +243,11 @@ def measured_table(view: View) -> Table | None:
     rows = measured(view)
     if not rows:
         return None
+    words, energy = _energy_column(rows)
     cells = [
         [
             run_label(view, row),
+            count(row.get("batch_size")),
             count(row.get("samples")),
             percent(row["accuracy"]),
             percent(row.get("replay_accuracy")),
@@ -255,14 +257,14 @@ def measured_table(view: View) -> Table | None:
             _interval(row, "latency", "ms"),
             change(gap(row, LATENCY), 1),
             figures(row.get("replay_energy_mj")),
-            energy_text(row),
+            energy(row),
             change(gap(row, ENERGY), 1),
         ]
         for row in rows
     ]
-    head = ["setting", "samples", "accuracy", "replayed", "same decisions"]
+    head = ["setting", "batch size", "samples", "accuracy", "replayed", "same decisions"]
     head += ["latency replayed (ms)", "measured (ms)", "range of passes", "gap"]
-    head += ["energy replayed (mJ)", "of the run (mJ)", "gap"]
+    head += ["energy replayed (mJ)", words.replace("energy", "of the run"), "gap"]
     flat = [{k: v for k, v in r.items() if not isinstance(v, list | dict)} for r in rows]
     return Table(
         "measured",
@@ -270,7 +272,8 @@ def measured_table(view: View) -> Table | None:
         head,
         cells,
         pd.DataFrame(flat),
-        "The time of a run is always measured; its energy has the source in brackets.",
+        "The time of a run is always measured; its energy has the source in brackets. "
+        "Accuracy, replayed too, is that of the samples of the run.",
     )
 
 

@@ -62,7 +62,11 @@ METRICS = (ENERGY, LATENCY, MACS)
 
 @dataclass(frozen=True)
 class View:
-    """A run as the report sees it. Costs per sample; accuracy as a share (0..1)."""
+    """A run as the report sees it. Costs per sample; accuracy as a share (0..1).
+
+    ``metrics`` are the costs that some setting has, ``metric`` is the one that settings were ranked
+    by when they were chosen.
+    """
 
     run: Run
     test: pd.DataFrame
@@ -70,16 +74,12 @@ class View:
     place: dict[str, Any]
     places: int
     metrics: tuple[Metric, ...]
+    metric: Metric
     loss: float
     roles: dict[str, list[Setting]]
     reference: Setting | None
     recommended: Setting | None
     names: list[str]
-
-    @property
-    def metric(self) -> Metric:
-        """The cost that decides: energy, without it latency, without that MACs."""
-        return self.metrics[0]
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -106,14 +106,18 @@ class View:
         rows = [row for row in rows if precision in (None, row["precision"])] or rows
         known = self.calibration.set_index("key")[self.metric.column].to_dict()
         costs = [float(known.get(row["key"], np.inf)) for row in rows]
+        costs = [np.inf if np.isnan(cost) else cost for cost in costs]
         return rows[costs.index(min(costs))] if rows else None
 
     def ratio(self, row: Setting | None, metric: Metric, to: Setting | None = None) -> float | None:
         """A setting's cost as a share of the reference's (or of ``to``'s); None if not known."""
         base = to if to is not None else self.reference
-        if row is None or base is None or row[metric.column] is None or not base[metric.column]:
+        if row is None or base is None:
             return None
-        return float(row[metric.column] / base[metric.column])
+        cost, whole = row[metric.column], base[metric.column]
+        if cost is None or not whole or np.isnan(cost) or np.isnan(whole):
+            return None
+        return float(cost / whole)
 
 
 def records(frame: pd.DataFrame) -> list[Setting]:
@@ -136,12 +140,28 @@ def look(run: Run) -> View:
     loss = _accuracy_loss(run.manifest)
     roles = _roles(run, test, calibration)
     names = _exit_names(run)
-    draft = View(run, test, calibration, place, places, metrics, loss, roles, None, None, names)
+    metric = _ranked_by(run, sweep)
+    draft = View(
+        run, test, calibration, place, places, metrics, metric, loss, roles, None, None, names
+    )
     reference = _reference(draft)
     draft = replace(draft, reference=reference)
     if not roles:
         draft = replace(draft, roles=_own_roles(draft))
     return replace(draft, recommended=_recommend(draft))
+
+
+def _ranked_by(run: Run, sweep: pd.DataFrame) -> Metric:
+    """The cost by which settings were chosen: as the sweep wrote it down.
+
+    For a run that does not say, by the rule of the sweep: the first cost that all settings have.
+    """
+    named = run.manifest.get("ranked_by")
+    if not named and run.comparison is not None:
+        named = run.comparison["ranked_by"].iloc[0]
+    found = [m for m in METRICS if m.column == named]
+    found += [m for m in METRICS if sweep[m.column].notna().all()]
+    return found[0] if found else MACS
 
 
 def _place(run: Run) -> tuple[dict[str, Any], int]:

@@ -88,8 +88,8 @@ def accuracy_change(difference: float | None) -> str:
 
 
 def beta_words(beta: float | None) -> str:
-    """Beta without needless digits."""
-    return NONE if beta is None else f"{beta:.4g}"
+    """Beta with the six digits that it is replayed with, so that a copied value is the same."""
+    return NONE if beta is None else f"{beta:.6g}"
 
 
 def setting_words(row: Mapping[str, Any], names: list[str], *, precision: bool = True) -> str:

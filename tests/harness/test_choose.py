@@ -117,6 +117,19 @@ def test_no_setting_is_cheapest_when_none_is_accurate_enough() -> None:
     assert cheapest(rows, 0.95, "macs") is None
 
 
+def test_a_setting_of_unknown_cost_is_never_chosen() -> None:
+    rows = swept([(FULL, 0.9, 10), (LATER, 0.9, np.nan)])
+    assert cheapest(rows[rows.split == "calibration"], 0.8, "energy_mj") == 0
+    assert cheapest(rows[rows.policy == "every-exit"], 0.8, "energy_mj") is None
+
+
+def test_the_comparison_names_the_cost_that_ranked() -> None:
+    rows = swept([(FULL, 0.9, 10), (LATER, 0.9, 5)])
+    assert set(comparison(mark(rows, 1.0)).ranked_by) == {"energy_mj"}
+    rows["energy_mj"] = np.nan
+    assert set(comparison(mark(rows, 1.0)).ranked_by) == {"latency_ms"}
+
+
 def test_bounds_are_never_recommended_however_cheap() -> None:
     rows = mark(swept([(FULL, 0.9, 10), (LATER, 0.9, 9), (PERFECT, 0.9, 2), (ORACLE, 1.0, 1)]), 1)
     assert role_of(rows, "recommended").policy == "every-exit"

@@ -194,6 +194,10 @@ RUN = Path("runs/a")
         (TraceConfig(run=RUN, checkpoint=RUN, logits=RUN), "both given, exactly one is needed"),
         (TraceConfig(run=RUN, checkpoint=RUN, cost=RUN), "cost is given without logits"),
         (TraceConfig(run=RUN, checkpoint=RUN, kernel=(1.0, 1.0)), "an odd number of finite"),
+        (
+            TraceConfig(run=RUN, logits=RUN, data=DataConfig(dataset="digits")),
+            "dataset is given beside logits, which have no use for it",
+        ),
         (SubsetConfig(run=RUN, out=RUN, difficulty="hard", exit=3), "exit is given with difficul"),
     ],
 )

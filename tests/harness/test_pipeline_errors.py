@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,23 @@ class Place:
         inputs: a dataset and networks.
         new: a path at which nothing is.
         run: a copy of a finished study, which a case may damage.
+        before: what the files of the run held when the command started.
     """
 
     inputs: Inputs
     new: Path
     run: Path
+    before: dict[str, bytes] = field(default_factory=dict)
+
+    def ready(self) -> Path:
+        """The run, once its files are remembered as they are now."""
+        self.before.update(contents(self.run))
+        return self.run
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a folder, the hidden ones too."""
+    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
@@ -167,11 +179,13 @@ def without(p: Place, *names: str) -> Place:
 
 
 def sweep(p: Place, **changes: Any) -> None:
-    run_sweep(replace(SweepConfig(p.run, criteria=("softmax",), beta=("0.3",)), **changes), silent)
+    config = SweepConfig(p.ready(), criteria=("softmax",), beta=("0.3",))
+    run_sweep(replace(config, **changes), silent)
 
 
 def live(p: Place, *settings: str, **changes: Any) -> None:
-    run_run(replace(RunConfig(p.run, settings=settings, repeats=1, device=CPU), **changes), silent)
+    config = RunConfig(p.ready(), settings=settings, repeats=1, device=CPU)
+    run_run(replace(config, **changes), silent)
 
 
 def other_costs(p: Place) -> Place:
@@ -190,6 +204,24 @@ def other_trace(p: Place) -> Place:
 def row_of(p: Place, policy: str) -> str:
     lines = (p.run / "sweep.csv").read_text().splitlines()
     return str(next(n for n, line in enumerate(lines[1:]) if line.split(",")[1] == policy))
+
+
+def damaged(p: Place, name: str, old: str | None, new: str) -> Place:
+    """A file of the run with some text replaced, or all of it."""
+    path = p.run / name
+    text = path.read_text()
+    path.write_text(new if old is None else text.replace(old, new, 1))
+    assert path.read_text() != text
+    return p
+
+
+def again(p: Place, **changes: Any) -> None:
+    """Trace into the directory of the finished study."""
+    run_trace(replace(TraceConfig(p.ready(), p.inputs.vgg, device=CPU), **changes), silent)
+
+
+def profile_again(p: Place, **changes: Any) -> None:
+    run_profile(replace(ProfileConfig(p.ready(), device=CPU), **changes), silent)
 
 
 OLD: dict[str, tuple[Case, list[str]]] = {
@@ -258,6 +290,55 @@ OLD: dict[str, tuple[Case, list[str]]] = {
         lambda p: live(p, "full", checkpoint=p.inputs.resnet),
         ["was made with another network", "choose another run directory"],
     ),
+    "trace of another network": (
+        lambda p: again(p, checkpoint=p.inputs.resnet),
+        ["was made with another network", "choose another run directory"],
+    ),
+    "trace of other splits": (
+        lambda p: again(p, limit=5), ["was made with other splits", "now {'calibration': 5"],
+    ),
+    "trace of another split seed": (
+        lambda p: again(p, data=DataConfig(split_seed=5)),
+        ["was made with other splits (split seed 0, now 5)"],
+    ),
+    "run of another split seed": (
+        lambda p: live(p, "full", data=DataConfig(split_seed=5)),
+        ["was made with other splits (split seed 0, now 5)"],
+    ),
+    "trace of no precision": (
+        lambda p: again(p, precisions=("fp8",)), ["precision fp8 cannot be run"],
+    ),
+    "study of another network": (
+        lambda p: study(study_config(p.inputs.resnet, p.ready()), silent),
+        ["was made with another network"],
+    ),
+    "profile of another network": (
+        lambda p: profile_again(p, checkpoint=p.inputs.resnet), ["was made with another network"],
+    ),
+    "profile with a wrong hardware profile": (
+        lambda p: profile_again(p, hardware="jetson"), ["jetson", "jetson-tx2"],
+    ),
+    "run with a batch size without a price": (
+        lambda p: live(p, "full", batch_size=3), ["no rows for fp32, batch 3"],
+    ),
+    "no forecast to judge": (
+        lambda p: live(p, "full", forward_mode="accuracy"), ["no predictive setting was chosen"],
+    ),
+    "empty sweep": (
+        lambda p: live(damaged(p, "sweep.csv", None, "")), ["sweep.csv is no CSV table"],
+    ),
+    "sweep without roles": (
+        lambda p: live(damaged(p, "sweep.csv", "chosen_as", "chosen")),
+        ["sweep.csv lacks the column(s) chosen_as", "'exitbench sweep'"],
+    ),
+    "sweep with a word for beta": (
+        lambda p: live(damaged(p, "sweep.csv", "softmax,0.", "softmax,abc0.")),
+        ["column beta: 'abc0.", "right is a finite number"],
+    ),
+    "sweep with an unknown policy": (
+        lambda p: live(damaged(p, "sweep.csv", "every-exit", "some-exit")),
+        ["column policy: 'some-exit' is wrong"],
+    ),
     "other threads": (
         lambda p: live(p, "full", device=DeviceConfig("cpu", 2)),
         ["holds numbers of another environment", "threads (1 and 2)"],
@@ -268,12 +349,11 @@ OLD: dict[str, tuple[Case, list[str]]] = {
 @pytest.mark.parametrize("name", OLD)
 def test_bad_input_leaves_a_run_directory_as_it_was(place: Place, name: str) -> None:
     case, words = OLD[name]
-    measurements = (place.run / "measurements.jsonl").read_bytes()
     message = refused(case, place)
     for part in words:
         assert part in message
-    assert (place.run / "measurements.jsonl").read_bytes() == measurements
-    assert not [path.name for path in place.run.iterdir() if path.name.startswith(".")]
+    assert place.before
+    assert contents(place.run) == place.before
 
 
 @pytest.mark.parametrize(

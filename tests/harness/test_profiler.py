@@ -14,7 +14,7 @@ from exitbench.harness.energy import measure_energy
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.meters.base import Reading, too_short
 from exitbench.harness.meters.modelled import ModelledMeter
-from exitbench.harness.profiler import Profile, profile
+from exitbench.harness.profiler import Profile, _count_columns, profile
 from exitbench.harness.runtime.base import Prepared
 from exitbench.harness.runtime.eager import prepare_eager
 from exitbench.harness.timing import Limits, Timing
@@ -145,6 +145,14 @@ def test_weights_are_read_once_per_batch() -> None:
     assert saved == last.weight_bytes * 3 // 4
 
 
+@pytest.mark.parametrize(("kind", "size"), [("segment", 2), ("head", 4), ("classifier", 4)])
+def test_heads_and_the_classifier_have_four_bytes_an_element(kind: str, size: int) -> None:
+    part = (kind, 3 if kind != "head" else 1)
+    counts = Counts(macs=1, weight_bytes=40, activation_bytes=80)
+    columns = _count_columns(part, counts, "bf16", 1)
+    assert columns["bytes"] == counts.bytes_per_sample(1, size)
+
+
 def test_the_whole_network_is_timed_beside_its_parts() -> None:
     result = take()
     parts = sum(r["latency_ms"] for r in result.rows if r["kind"] in ("segment", "classifier"))
@@ -240,8 +248,37 @@ def test_a_time_limit_too_short_for_the_counter_is_said_and_nothing_is_measured(
     assert {energy.total_j for energy in energies.values()} == {None}
     assert notes == [
         "energy unavailable: fake counter updates every 0.1 s, so windows of 5 s for 4 units need "
-        "22 s, but 20 s are allowed"
+        "22 s, but 20 s are allowed; give more with --energy-seconds"
     ]
+
+
+def test_the_time_of_a_counter_follows_from_the_units_and_is_told_first() -> None:
+    bench, said = Bench(power_w=100.0, update_period_s=0.1), []
+    units = {str(number): bench.unit(0.001) for number in range(63)}
+    timings = {name: timing(0.001) for name in units}
+    meter = CounterMeter(bench)
+
+    def say(line: str) -> None:
+        said.append((line, len(bench.windows)))
+
+    energies, notes = measure_energy(units, timings, meter, Limits(), say=say)
+    assert notes == []
+    assert len(bench.windows) == 3 * 63
+    assert energies["7"].total_j == pytest.approx(0.1, rel=0.02)
+    assert said == [("energy: 3 windows of 5 s for each of 63 units, about 1040 s", 0)]
+
+
+def test_the_time_of_a_counter_has_a_cap_unless_it_is_asked_for() -> None:
+    bench = Bench(power_w=100.0, update_period_s=1.0)
+    units = {str(number): bench.unit(1.0) for number in range(40)}
+    timings = {name: timing(1.0) for name in units}
+    energies, notes = measure_energy(units, timings, CounterMeter(bench), Limits())
+    assert energies["7"].total_j is None
+    assert "2.2e+03 s, but 1.8e+03 s are allowed" in notes[0]
+    asked = Limits(energy_seconds=3000.0)
+    energies, notes = measure_energy(units, timings, CounterMeter(bench), asked)
+    assert energies["7"].total_j is not None
+    assert notes == []
 
 
 def test_a_unit_that_runs_faster_than_it_was_timed_gets_a_wider_window() -> None:

@@ -22,9 +22,10 @@ from exitbench.harness.live import run_run
 from exitbench.harness.pipeline import run_subset
 from exitbench.harness.profiling import run_profile
 from exitbench.harness.rundir import RunDirectory
+from exitbench.harness.subject import load_subject
 from exitbench.harness.sweeping import run_sweep
 from exitbench.harness.trace import Trace
-from exitbench.harness.tracing import run_trace
+from exitbench.harness.tracing import run_trace, traced_subject
 from pipeline_fixtures import CPU, Inputs, Said, refused, silent
 
 
@@ -68,13 +69,6 @@ def test_without_beta_half_of_the_confidences_reach_it(finished: Path, tmp_path:
     assert listed["chosen"]["last_exit"] == 1  # a quarter of five
 
 
-def test_samples_of_the_calibration_split(finished: Path, tmp_path: Path) -> None:
-    out = tmp_path / "hard.json"
-    run_subset(SubsetConfig(finished, out, "hard", beta=0.5, split="calibration"), silent)
-    listed = json.loads(out.read_text())
-    assert (listed["split"], listed["size"]) == ("calibration", 12)
-
-
 @pytest.fixture
 def hard(finished: Path, tmp_path: Path) -> Path:
     """The samples that reach the classifier."""
@@ -82,6 +76,14 @@ def hard(finished: Path, tmp_path: Path) -> Path:
     run_subset(SubsetConfig(finished, out, "hard", beta=0.4), silent)
     assert 3 < len(positions(out)) < 60
     return out
+
+
+def test_every_list_that_is_written_can_be_used(
+    hard: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    assert not hasattr(SubsetConfig(hard, hard), "split"), "only test lists are taken by --subset"
+    data = DataConfig(subset=hard)
+    assert len(load_subject(inputs.vgg, data, CPU, silent).parts["test"]) == len(positions(hard))
 
 
 @pytest.fixture
@@ -139,6 +141,31 @@ def test_the_whole_split_does_not_enter_the_run_directory_of_a_subset(
 ) -> None:
     message = refused(run_trace, TraceConfig(on_hard, inputs.vgg, device=CPU), silent)
     assert f"{on_hard} was made with other splits" in message
+
+
+def test_another_subset_of_the_same_size_is_refused(
+    on_hard: Path, hard: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    listed = json.loads(hard.read_text())
+    moved = [position for position in range(60) if position not in listed["positions"]]
+    moved = (moved + listed["positions"])[: len(listed["positions"])]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(listed | {"positions": sorted(moved)}))
+    before = (on_hard / "manifest.json").read_bytes()
+    data = DataConfig(subset=other)
+    message = refused(run_trace, TraceConfig(on_hard, inputs.vgg, data=data, device=CPU), silent)
+    assert f"{on_hard} was made with other splits" in message
+    assert "as many samples, but other ones, in test" in message
+    assert (on_hard / "manifest.json").read_bytes() == before
+
+
+def test_one_option_about_data_does_not_drop_the_others_of_the_trace(
+    on_hard: Path, hard: Path, tmp_path: Path
+) -> None:
+    known = RunDirectory(on_hard, create=False)
+    given = DataConfig(data_root=tmp_path)
+    _, data, _ = traced_subject(known, None, given)
+    assert data == DataConfig(data_root=tmp_path, subset=hard, split_seed=0)
 
 
 def test_a_list_of_other_data_is_refused(inputs: Inputs, hard: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from exitbench.harness.sweep import (
     auto_betas,
     median_beta,
     parse_betas,
+    saved_every_exit,
     sweep,
     table,
 )
@@ -172,26 +173,29 @@ def test_every_setting_is_replayed_on_both_splits(tmp_path: Path, prices: Prices
     assert unread[["criterion", "beta", "predictor"]].isna().all(axis=None)
 
 
-def savings_case() -> list[Replayed]:
-    """Settings of 10 samples over one exit, each with (accuracy, samples that leave there)."""
+CLASSIC, OTHER = Setting("every-exit", "softmax", 0.5, 1), Setting("predictive", "softmax", 0.5, 1)
 
-    def replayed(setting: Setting, accuracy: float, left: int) -> Replayed:
-        histogram = np.array([left, 10 - left])
-        return Replayed(setting, accuracy, histogram, np.array([0]), np.array([0]))
 
-    classic = [(0.8, 9), (0.9, 5), (0.85, 4)]
-    others = [(0.85, 8), (0.95, 1), (0.8, 9), (0.9, 5)]
-    return [
-        replayed(Setting("full"), 0.9, 0),
-        *(replayed(Setting("every-exit", "softmax", 0.5, 1), a, n) for a, n in classic),
-        *(replayed(Setting("predictive", "softmax", 0.5, 1, "table"), a, n) for a, n in others),
-        replayed(Setting("every-exit", "softmax", 0.5, 2), 0.9, 10),
+def savings_case(split: str, cases: list[tuple[Setting, float, int]]) -> pd.DataFrame:
+    """Settings of 10 samples over one exit, each with its accuracy and how many leave there."""
+    rows = [
+        Replayed(setting, accuracy, np.array([left, 10 - left]), np.array([0]), np.array([0]))
+        for setting, accuracy, left in cases
     ]
+    costs = cost_rows([100, 895], [0])  # the classifier's 5 make it 1,000
+    return table(rows, CostTable.from_rows(costs).select(), split)
+
+
+CALIBRATION_CASES = [
+    (Setting("full"), 0.9, 0),
+    *((CLASSIC, accuracy, left) for accuracy, left in [(0.8, 9), (0.9, 5), (0.85, 4)]),
+    *((OTHER, accuracy, left) for accuracy, left in [(0.85, 8), (0.95, 1), (0.8, 9), (0.9, 5)]),
+    (Setting("every-exit", "softmax", 0.5, 2), 0.9, 10),
+]
 
 
 def test_macs_saved_by_hand() -> None:
-    rows = cost_rows([100, 895], [0])  # the classifier's 5 make it 1,000
-    found = table(savings_case(), CostTable.from_rows(rows).select(), "test")
+    found = savings_case("calibration", CALIBRATION_CASES)
     macs = [1000, 190, 550, 640, 280, 910, 190, 550, 100]
     assert found.macs.tolist() == macs
     assert found.macs_saved_full.tolist() == pytest.approx([1 - m / 1000 for m in macs])
@@ -199,13 +203,48 @@ def test_macs_saved_by_hand() -> None:
     # 0.9 (640 for 0.85 is dearer), none beyond. One from a later start layer does not count.
     base = [550, 190, 550, 550, 550, np.nan, 190, 550, 550]
     expected = [1 - m / b for m, b in zip(macs, base, strict=True)]
-    assert found.macs_saved_every_exit.tolist() == pytest.approx(expected, nan_ok=True)
+    saved, _ = saved_every_exit(found, found)
+    assert saved.tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_every_exit_partner_on_test_is_chosen_on_calibration() -> None:
+    # On test the three every-exit settings trade places: the one that calibration took for 0.8
+    # is now dear and good, and the dear one for 0.85 is the cheapest and best of all.
+    accuracy = [0.7, 0.99, 0.5, 0.99, 0.6, 0.6, 0.6, 0.6, 0.6]
+    left = [0, 2, 6, 9, 3, 8, 1, 4, 10]
+    settings = [setting for setting, _, _ in CALIBRATION_CASES]
+    test = savings_case("test", list(zip(settings, accuracy, left, strict=True)))
+    macs = [1000, 820, 460, 190, 730, 280, 910, 640, 100]
+    assert test.macs.tolist() == macs
+    # The partners of the test above, at their test MACs: 190 has become 820, and 550 460.
+    base = [460, 820, 460, 460, 460, np.nan, 820, 460, 460]
+    _, saved = saved_every_exit(savings_case("calibration", CALIBRATION_CASES), test)
+    expected = [1 - m / b for m, b in zip(macs, base, strict=True)]
+    assert saved.tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_sweep_compares_with_the_partner_of_calibration(tmp_path: Path) -> None:
+    """Exit 1 is always right on calibration and wrong on test."""
+    right, wrong = sure(0.9, 0), sure(0.9, 1)
+    traces = Traces(
+        trace_of(tmp_path, "calibration", [[right, right]] * 4, [0] * 4),
+        trace_of(tmp_path, "test", [[wrong, right]] * 4, [0] * 4),
+    )
+    prices = CostTable.from_rows(cost_rows([100, 895], [10])).select()
+    grid = Grid(("full", "every-exit"), ("softmax",), (0.5, 0.95), 2, (1,), ())
+    found = sweep(grid, {"fp32": traces}, {"fp32": prices}, silent)
+    # The partner is beta 0.5 at 110 MACs, as accurate as the full network where it was chosen.
+    expected = [1 - m / 110 for m in (1000, 110, 1010)]
+    for split in ("calibration", "test"):
+        saved = found[found.split == split].macs_saved_every_exit
+        assert saved.tolist() == pytest.approx(expected)
 
 
 def test_without_every_exit_nothing_is_compared_with_it() -> None:
-    kept = [row for row in savings_case() if row.setting.policy != "every-exit"]
-    prices = CostTable.from_rows(cost_rows([100, 895], [0])).select()
-    assert table(kept, prices, "test").macs_saved_every_exit.isna().all()
+    kept = [case for case in CALIBRATION_CASES if case[0].policy != "every-exit"]
+    rows = savings_case("calibration", kept)
+    for saved in saved_every_exit(rows, rows):
+        assert np.isnan(saved).all()
 
 
 @pytest.fixture(scope="module")

@@ -250,6 +250,33 @@ def test_a_file_that_is_no_npz_of_arrays_is_refused(config: TraceConfig, kind: s
     assert not config.run.exists()
 
 
+def test_a_text_file_brings_no_advice_to_unpickle_it(config: TraceConfig) -> None:
+    path = config.run.parent / "c.csv"
+    path.write_text("logits,labels\n1,2\n")
+    message = refused(run_trace, replace(config, logits=path), silent)
+    assert "no npz file" in message
+    assert "allow_pickle" not in message
+    assert "unsafe" not in message
+
+
+def test_a_list_of_samples_cuts_the_test_half_down(config: TraceConfig) -> None:
+    run_trace(config, silent)
+    run_sweep(SweepConfig(config.run, criteria=("softmax",), beta=("0.8",)), silent)
+    hard = config.run.parent / "hard.json"
+    run_subset(SubsetConfig(config.run, hard, "hard", beta=0.9), silent)
+    listed = json.loads(hard.read_text())["positions"]
+    part = replace(config, run=config.run.parent / "hard", data=DataConfig(subset=hard))
+    run_trace(part, silent)
+    assert Trace(part.run / "trace-test-fp32.npz").indices.tolist() == listed
+    assert Trace(part.run / "trace-calibration-fp32.npz").meta.samples == 20
+    other = replace(
+        part, run=config.run.parent / "new", data=DataConfig(subset=hard, split_seed=1)
+    )
+    message = refused(run_trace, other, silent)
+    assert f"{hard} names samples of the half" in message
+    assert not other.run.exists()
+
+
 def test_a_damaged_compressed_file_is_refused(config: TraceConfig) -> None:
     path = config.run.parent / "damaged.npz"
     np.savez_compressed(path, logits=random_logits(400)[0], labels=LABELS)

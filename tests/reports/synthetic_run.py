@@ -177,6 +177,10 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
         "exitbench": "0.1.0",
         "created": "2026-01-02T03:04:05+00:00",
         "checkpoint": CHECKPOINT,
+        "profile": {
+            f"{precision}, batch 1": {"how": {"energy": "as the plan says"}}
+            for precision in plan.precisions
+        },
         "exit_names": [f"conv{i + 1}" for i in range(plan.exits)] + ["classifier"],
         "hardware": {
             "profile": "generic-x86",

@@ -115,7 +115,7 @@ def test_the_headline_names_the_recommended_setting(synthetic_run: Path, page: P
     full = rows[(rows.role == "full") & (rows.precision == "fp32")].iloc[0]
     share = round(100 * (1 - chosen.energy_mj / full.energy_mj))
     headline = page.text[page.text.index("Run ") :]
-    assert f"in {chosen.precision}, {chosen.criterion}, beta {chosen.beta:.4g}" in headline
+    assert f"in {chosen.precision}, {chosen.criterion}, beta {chosen.beta:.6g}" in headline
     assert f"first check at exit {int(chosen.start_layer)} (conv" in headline
     assert f"{share}% less energy (modelled)" in headline
     assert f"{abs(100 * (chosen.accuracy - full.accuracy)):.1f} points less accuracy" in headline

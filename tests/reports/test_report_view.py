@@ -166,5 +166,5 @@ def test_the_verdict_follows_cost_and_accuracy(
 
 
 def test_values_of_beta_near_one_stay_distinct_on_the_axis() -> None:
-    assert distinct(np.array([0.5, 0.99912, 0.99987])) == ["0.5", "0.9991", "0.9999"]
+    assert distinct(np.array([0.5, 0.99912, 0.99987])) == ["0.5", "0.999", "0.9999"]
     assert distinct(np.array([0.5, 0.75])) == ["0.5", "0.75"]

@@ -7,6 +7,7 @@ import math
 import pytest
 from exitbench.reports.words import (
     accuracy_change,
+    beta_words,
     change,
     exit_words,
     figures,
@@ -56,6 +57,14 @@ def test_savings_are_told_in_words() -> None:
     assert accuracy_change(0.01) == "at 1.0 point more accuracy"
     assert accuracy_change(0.0001) == "at the same accuracy"
     assert (point_words(0.01), point_words(0.005)) == ("1 point", "0.5 points")
+
+
+def test_a_beta_that_is_copied_is_the_one_that_was_replayed() -> None:
+    assert (beta_words(0.646689), beta_words(0.999987), beta_words(15.0)) == (
+        "0.646689",
+        "0.999987",
+        "15",
+    )
 
 
 def test_a_setting_is_told_with_what_it_has() -> None:

@@ -1,0 +1,91 @@
+"""The parts of a live walk as calls that can be timed alone, each on its own kept input.
+
+A part is what the scheduler's loop does, by the loop's own code: a segment is one ``advance``, a
+head one ``Going.check``, the classifier the loop's end. ``docs/counting.md`` says what each covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..models.blocks import State
+from .policies import EveryExit, Full
+from .runtime.base import Prepared
+from .scheduler import Going, walk
+from .sources import LiveEvidence, LiveSource
+
+Forecast = Callable[[Tensor], object]
+Part = tuple[str, int]
+Call = Callable[[], object]
+WHOLE: Part = ("whole", 0)
+
+
+def walk_parts(prepared: Prepared, inputs: Tensor, forecast: Forecast | None) -> dict[Part, Call]:
+    """Every part as a call on its own input, taken from one run of the network.
+
+    Args:
+        prepared: the network, ready for one precision on one device.
+        inputs: float32 images (N, 3, side, side), normalised.
+        forecast: what a policy computes from the logits (N, classes) of a head that stayed.
+    """
+    exits, everyone = prepared.num_exits, np.arange(len(inputs))
+    units: dict[Part, Call] = {}
+    state: State = inputs
+    units["segment", 1] = lambda: _entered(prepared, inputs, everyone)
+    for number in range(1, exits + 1):
+        state = prepared.run_segment(number, state)
+        logits = prepared.run_head(number, state)
+        units["head", number] = _check(prepared, number, state, logits)
+        if forecast is not None:
+            units["forecast", number] = _call(forecast, logits)
+        units["segment", number + 1] = _call(prepared.run_segment, number + 1, state)
+    state = prepared.run_segment(exits + 1, state)
+    units["classifier", exits + 1] = _end(prepared, state, everyone)
+    units[WHOLE] = lambda: walk(Full(exits), LiveSource(prepared, exits, inputs, everyone))
+    return units
+
+
+def _entered(prepared: Prepared, inputs: Tensor, everyone: np.ndarray) -> None:
+    exits = prepared.num_exits
+    source = LiveSource(prepared, exits, inputs[: len(everyone)], everyone)
+    Going(Full(exits), source)
+    source.advance(1)
+
+
+def _check(prepared: Prepared, number: int, state: State, logits: Tensor) -> Call:
+    """A check after which a single sample stays, or one sample of a larger batch leaves.
+
+    A sample alone leaves at one check at most. Of a batch, some leave at nearly every check, so
+    that labels are read and the others gathered.
+    """
+    exits, count = prepared.num_exits, len(logits)
+    everyone = np.arange(count)
+    confidence = LiveEvidence(everyone, logits, "softmax", None).confidence
+    limits = np.full(exits, np.inf if count == 1 else confidence.max(), np.float32)
+    policy = EveryExit(limits, number)
+    source = LiveSource(prepared, exits, state, everyone)
+    going = Going(policy, source)
+    due = going.due.copy()
+
+    def call() -> None:
+        source.place(state, everyone)
+        going.inside, going.due = everyone, due.copy()
+        going.check(number)
+
+    return call
+
+
+def _end(prepared: Prepared, state: State, everyone: np.ndarray) -> Call:
+    exits = prepared.num_exits
+    source = LiveSource(prepared, exits, state, everyone)
+    going = Going(Full(exits), source)
+    return going.finish
+
+
+def _call(function: Callable[..., object], *arguments: Any) -> Call:
+    """A call on kept arguments; binds them now, not when the loop has gone on."""
+    return lambda: function(*arguments)

@@ -1,0 +1,121 @@
+"""Measured runs that are stale, killed, or would use other watts than their prices."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exitbench.harness import measure
+from exitbench.harness.configs import ProfileConfig, RunConfig, SweepConfig
+from exitbench.harness.live import run_run
+from exitbench.harness.measure import Progress, measured_key
+from exitbench.harness.meters.base import Reading
+from exitbench.harness.passes import PassLog
+from exitbench.harness.profiling import run_profile
+from exitbench.harness.rundir import RunDirectory
+from exitbench.harness.sweeping import run_sweep
+from pipeline_fixtures import CPU, Killed, Said, refused, silent
+
+KEY = ("full", None, 0.5)
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study without its measurements."""
+    copied = shutil.copytree(finished, tmp_path / "run")
+    (copied / "measurements.jsonl").unlink()
+    return copied
+
+
+def config(run: Path, **changes: Any) -> RunConfig:
+    return replace(RunConfig(run, settings=("full",), repeats=1, device=CPU), **changes)
+
+
+def measured(run: Path) -> list[dict[str, Any]]:
+    return RunDirectory(run, create=False).read_measurements()
+
+
+def test_other_costs_make_a_run_be_measured_again_in_place_of_the_old_one(run: Path) -> None:
+    run_run(config(run), silent)
+    (old,) = measured(run)
+    profiling = ProfileConfig(run, batch_sizes=(1,), seconds=0.1, device=CPU)
+    run_profile(profiling, silent)
+    run_sweep(SweepConfig(run, criteria=("softmax",), beta=("0.3",)), silent)
+    said = Said()
+    run_run(config(run), said)
+    assert not said.starting("run fp32: already measured")
+    (new,) = measured(run)
+    assert new["replay_latency_ms"] != old["replay_latency_ms"]
+    assert new["costs"] != old["costs"]
+    assert new["trace"] == old["trace"]
+
+
+def test_the_key_of_a_run_holds_what_its_numbers_hang_on(run: Path) -> None:
+    run_run(config(run), silent)
+    (row,) = measured(run)
+    for name in ("costs", "trace", "runtime", "threads"):
+        assert measured_key(row | {name: "another"}) != measured_key(row)
+    assert measured_key(row | {"meters": ["another"]}) != measured_key(row)
+
+
+def test_a_run_takes_the_hardware_profile_of_the_cost_table(run: Path) -> None:
+    directory = RunDirectory(run, create=False)
+    run_profile(
+        ProfileConfig(run, batch_sizes=(1,), seconds=0.1, hardware="jetson-tx2", device=CPU), silent
+    )
+    if RunDirectory(run).manifest["hardware"]["source"] != "modelled":
+        pytest.skip("this machine has a counter, which no profile changes")
+    run_run(config(run), silent)
+    assert RunDirectory(run).manifest["hardware"]["profile"] == "jetson-tx2"
+    before = directory.measurements.read_bytes()
+    message = refused(run_run, config(run, hardware="generic-x86"), silent)
+    assert "are modelled with hardware profile jetson-tx2" in message
+    assert "profile again with --hardware generic-x86" in message
+    assert directory.measurements.read_bytes() == before
+
+
+def test_forecasts_timed_at_another_horizon_are_refused(run: Path) -> None:
+    run_profile(ProfileConfig(run, batch_sizes=(1,), seconds=0.1, horizon=2, device=CPU), silent)
+    message = refused(run_sweep, SweepConfig(run, criteria=("softmax",)), silent)
+    assert "profile again with --horizon 8" in message
+
+
+def test_a_killed_run_goes_on_after_the_last_whole_pass(run: Path) -> None:
+    log = PassLog(run / "passes.jsonl")
+    with pytest.raises(Killed):
+        run_run(config(run, repeats=3), Said(stop_at="run: timed pass 3"))
+    assert len(log.path.read_text().splitlines()) == 2
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    lines[0]["reading"]["seconds"] = 1e6  # told from all others
+    log.path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"key": ["fu')
+    run_run(config(run, repeats=3), silent)
+    (row,) = measured(run)
+    assert row["latency_high_ms"] == pytest.approx(1e9 / 60)
+    assert row["repeats"] == 3
+    assert not log.path.exists()
+
+
+def test_passes_are_read_as_they_were_written(tmp_path: Path) -> None:
+    log = PassLog(tmp_path / "passes.jsonl")
+    assert log.readings(KEY) == []
+    first = Reading(1.5, {"gpu": 2.0, "cpu": None}, "modelled", "why", {"gpu": "measured"})
+    log.add(KEY, first)
+    with log.path.open("a") as handle:
+        handle.write('{"key": ["full", nu')
+    log.add(KEY, replace(first, seconds=2.5))
+    log.add(("full", None, 0.6), first)
+    assert log.readings(KEY) == [first, replace(first, seconds=2.5)]
+
+
+def test_progress_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, clock = Said(), iter([0.0, 4.0, 12.0, 16.0, 48.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    progress = Progress(400, said)
+    for _ in range(4):
+        progress(100)
+    assert said.lines == ["run: 50% done, about 12 s left"]
+

@@ -1,0 +1,96 @@
+"""What is timed for the cost table is what the scheduler's loop does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exitbench.harness.parts import WHOLE, walk_parts
+from exitbench.harness.policies import EveryExit, Fixed
+from exitbench.harness.runtime.eager import prepare_eager
+from exitbench.harness.scheduler import Outcome, walk
+from exitbench.harness.sources import LiveEvidence, LiveSource
+from exitbench.models.network import ExitNetwork
+
+
+@dataclass
+class Watched:
+    """A prepared network that notes what is asked of it."""
+
+    inner: Any
+    asked: list[Any] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def run_head(self, number: int, state: Any) -> Any:
+        self.asked.append(("head", number, len(state)))
+        return self.inner.run_head(number, state)
+
+    def select(self, state: Any, indices: Any) -> Any:
+        self.asked.append(("select", len(indices)))
+        return self.inner.select(state, indices)
+
+
+@pytest.fixture
+def watched(tiny_vgg: ExitNetwork) -> Watched:
+    torch.set_num_threads(1)
+    return Watched(prepare_eager(tiny_vgg, "fp32", torch.device("cpu"), None, ""))
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_check_of_one_sample_is_evidence_and_decision_and_it_stays(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, decided = walk_parts(watched, images(1), None), []
+    decide = EveryExit.decide
+
+    def noted(policy: EveryExit, exit: int, evidence: Any) -> Any:
+        decided.append((exit, float(evidence.confidence[0])))
+        return decide(policy, exit, evidence)
+
+    monkeypatch.setattr(EveryExit, "decide", noted)
+    watched.asked.clear()
+    for _ in range(3):
+        units["head", 7]()
+    assert watched.asked == [("head", 7, 1)] * 3
+    assert [exit for exit, _ in decided] == [7] * 3
+
+
+def test_in_a_check_of_a_batch_one_sample_leaves_and_the_others_are_gathered(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, read = walk_parts(watched, images(5), None), []
+    label = LiveEvidence.label.func  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        LiveEvidence, "label", property(lambda self: (read.append(1), label(self))[1])
+    )
+    watched.asked.clear()
+    for _ in range(2):
+        units["head", 3]()
+    assert watched.asked == [("head", 3, 5), ("select", 4)] * 2
+    assert len(read) == 2
+
+
+def test_the_classifier_and_the_whole_network_end_with_answers_on_the_host(
+    watched: Watched, tiny_vgg: ExitNetwork
+) -> None:
+    units = walk_parts(watched, images(4), None)
+    with torch.inference_mode():
+        expected = tiny_vgg.run_backbone(images(4)).argmax(1).numpy()
+    for part in (("classifier", 21), WHOLE):
+        outcome = units[part]()
+        assert isinstance(outcome, Outcome)
+        assert np.array_equal(outcome.label, expected)
+
+
+def test_nothing_is_gathered_when_all_leave(watched: Watched) -> None:
+    source = LiveSource(watched, 20, images(3), np.arange(3))
+    assert walk(Fixed(2), source).exit_at.tolist() == [2, 2, 2]
+    assert watched.asked == [("head", 2, 3)]
