@@ -139,8 +139,9 @@ class RunDirectory:
         if known and (differences := unlike(known, environment)):
             raise ExitbenchError(
                 f"{self.path} holds numbers of another environment; differing: "
-                f"{', '.join(differences)}. Numbers of unlike machines are not mixed: choose "
-                "another run directory, or delete this one."
+                f"{', '.join(differences)}. Unlike numbers are not mixed: give the same device "
+                f"and threads (--device {known.get('device')} --threads {known.get('threads')}), "
+                "or choose another run directory."
             )
         now = started or time_now()
         commands = dict(self.manifest.get("commands", {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,19 @@ def _fresh(config: TrainConfig, dataset: Dataset) -> Start:
     return Start(build(config.model, arguments), checkpoint, None)
 
 
+def _refuse_another_backbone(config: TrainConfig, path: Path, header: Checkpoint) -> None:
+    """Refuse an architecture or width that was asked for and is not that of ``--init``."""
+    held = {"model": header.model, "width": header.arguments.width}
+    usual = {item.name: item.default for item in fields(TrainConfig)}
+    for name, value in held.items():
+        asked = getattr(config, name)
+        if asked not in (value, usual[name]):
+            raise ExitbenchError(
+                f"{name} is {asked}, but the network in {path} has {name} {value}; leave out "
+                f"--{name}, or train without --init"
+            )
+
+
 def _from_checkpoint(config: TrainConfig, path: Path, dataset: Dataset) -> Start:
     """The network of ``path`` with the asked exits; heads it lacks are freshly initialised."""
     stored, header = load_checkpoint(path)
@@ -135,6 +148,7 @@ def _from_checkpoint(config: TrainConfig, path: Path, dataset: Dataset) -> Start
             f"{path} is a network for {old.classes} classes, but the dataset {dataset.name!r} has "
             f"{dataset.classes}; use the data it was trained on, or train without --init"
         )
+    _refuse_another_backbone(config, path, header)
     share = old.share_heads or config.share_heads
     arguments = replace(old, exits=_exits(config, old), share_heads=share)
     network = build(header.model, arguments)

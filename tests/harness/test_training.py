@@ -374,6 +374,15 @@ def test_a_side_that_the_initial_network_does_not_take_is_refused(
         run_train(replace(config, mode="exits", init=trained["vgg19"], side=64), silent)
 
 
+@pytest.mark.parametrize("change", [{"width": 2.0}, {"model": "resnet34"}])
+def test_another_backbone_than_the_initial_one_is_refused(
+    config: TrainConfig, trained: dict[str, Path], change: dict[str, Any]
+) -> None:
+    wanted = replace(config, mode="exits", init=trained["vgg19"], **change)
+    with pytest.raises(ExitbenchError, match=r"is .*leave out --(width|model)"):
+        run_train(wanted, silent)
+
+
 def test_the_initial_checkpoint_is_never_overwritten(config: TrainConfig) -> None:
     trained_file(config, epochs=1)
     with pytest.raises(ExitbenchError, match="init and out are the same file"):
