@@ -5,6 +5,7 @@ Every sentence is made from the files of the run; none holds a figure of its own
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from .choice import chosen_from, half_width, unequal
@@ -92,17 +93,37 @@ def verdict(view: View) -> str:
     if every["precision"] != predictive["precision"]:
         against += f" (in {every['precision']})"
     difference = predictive["accuracy"] - every["accuracy"]
+    least = noticeable(view, predictive["precision"])
+    unknown = ""
+    if abs(ratio - 1) < least and least > NOTICEABLE:
+        unknown = (
+            f" Differences below {percent(least, 0)} are not known here: so far apart lie the "
+            "really run settings and their replay."
+        )
     return (
-        f"{_judgement(ratio, difference, view.loss)}: predictive exit "
+        f"{_judgement(ratio, difference, view.loss, least)}: predictive exit "
         f"({predictive['predictor']} predictor) needs "
         f"{told(view, predictive, view.metric, every)} than {against} "
-        f"({setting_words(every, view.names)}), {accuracy_change(difference)}."
+        f"({setting_words(every, view.names)}), {accuracy_change(difference)}.{unknown}"
     )
 
 
-def _judgement(ratio: float, difference: float, loss: float) -> str:
+def noticeable(view: View, precision: str) -> float:
+    """The relative difference in cost below which two settings of a precision are not told apart.
+
+    What all runs are off their replay alike cancels between settings; how much further one run is
+    off than the median run does not. At least ``NOTICEABLE``.
+    """
+    gaps = [g for run in measured(view, precision) if (g := gap(run, view.metric)) is not None]
+    if len(gaps) < 2:
+        return NOTICEABLE
+    middle = statistics.median(gaps)
+    return max(NOTICEABLE, *(abs(value / middle - 1) for value in gaps))
+
+
+def _judgement(ratio: float, difference: float, loss: float, least: float) -> str:
     """Whether a cost ratio pays; open where it is bought or paid back with accuracy."""
-    cheaper, dearer = ratio < 1 - NOTICEABLE, ratio > 1 + NOTICEABLE
+    cheaper, dearer = ratio < 1 - least, ratio > 1 + least
     paid = unequal(difference, loss)
     if paid and ((cheaper and difference < 0) or (dearer and difference > 0)):
         return (
@@ -219,7 +240,7 @@ def _bound(view: View) -> str | None:
     difference = perfect["accuracy"] - predictive["accuracy"]
     if unequal(difference, view.loss):
         conclusion = "what better forecasts could gain is open, as the accuracy is not equal"
-    elif ratio >= 1 - NOTICEABLE:
+    elif ratio >= 1 - noticeable(view, predictive["precision"]):
         conclusion = "better forecasts have nothing to gain here"
     else:
         conclusion = "more than that no predictor can gain here"

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from exitbench.reports.figures_exits import distinct
-from exitbench.reports.findings import findings, headline, verdict
-from exitbench.reports.lines import front, line, lines, others
+from exitbench.reports.findings import findings, headline, noticeable, verdict
+from exitbench.reports.lines import front, line, lines, measured, others
 from exitbench.reports.reading import read_run
 from exitbench.reports.view import ENERGY, LATENCY, MACS, View, look
 
@@ -168,3 +168,16 @@ def test_the_verdict_follows_cost_and_accuracy(
 def test_values_of_beta_near_one_stay_distinct_on_the_axis() -> None:
     assert distinct(np.array([0.5, 0.99912, 0.99987])) == ["0.5", "0.999", "0.9999"]
     assert distinct(np.array([0.5, 0.75])) == ["0.5", "0.75"]
+
+
+def test_settings_are_not_told_apart_below_what_their_replays_are_off(
+    make_run: Callable[..., Path],
+) -> None:
+    view = look(read_run(make_run()))
+    runs = measured(view, "fp32")
+    assert len(runs) > 2
+    for number, run in enumerate(runs):
+        run[f"replay_{view.metric.column}"] = 1.0
+        run[view.metric.column] = 1.1 if number else 1.32
+    # All are 10% off alike, one is 20% further off than the median run.
+    assert noticeable(view, "fp32") == pytest.approx(0.2)
