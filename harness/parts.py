@@ -49,6 +49,16 @@ def walk_parts(prepared: Prepared, inputs: Tensor, forecast: Forecast | None) ->
     return units
 
 
+def leads(part: Part) -> list[Part]:
+    """The parts that run before this one in a walk, so far as they matter to what is in caches."""
+    kind, number = part
+    if part == WHOLE:
+        return [WHOLE]
+    last = number - 1 if kind == "segment" else number
+    before = [("segment", max(1, at)) for at in (last - 1, last)]
+    return [*before, ("head", number)] if kind == "forecast" else before
+
+
 def _entered(prepared: Prepared, inputs: Tensor, everyone: np.ndarray) -> None:
     exits = prepared.num_exits
     source = LiveSource(prepared, exits, inputs[: len(everyone)], everyone)

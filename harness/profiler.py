@@ -20,7 +20,7 @@ from ..models.counting import FLOAT_BYTES, Counts, NetworkCounts
 from .energy import UnitEnergy, measure_energy
 from .errors import ExitbenchError
 from .meters.base import Meter
-from .parts import WHOLE, Forecast, Part, walk_parts
+from .parts import WHOLE, Call, Forecast, Part, leads, walk_parts
 from .runtime.base import Prepared
 from .timing import Limits, Timing, measure
 
@@ -81,15 +81,7 @@ def profile(
     """
     _check(prepared, counts, inputs, forecast, forecast_counts)
     units = walk_parts(prepared, inputs, forecast)
-    named = {_label(part): call for part, call in units.items()}
-    timings = measure(named, limits, synchronise=prepared.synchronise)
-    notes = _timing_notes(timings, limits)
-    energies = {name: UnitEnergy() for name in named}
-    if meter is not None:
-        energies, unresolved = measure_energy(
-            named, timings, meter, limits, synchronise=prepared.synchronise, say=say
-        )
-        notes += unresolved
+    timings, energies, notes = _measured(prepared, units, limits, meter, say)
     batch = len(inputs)
     setting = _setting(prepared, batch)
     setting |= {"operating_point": operating_point, "clock_mhz": clock_mhz}
@@ -107,6 +99,22 @@ def profile(
             )
     whole = _whole(timings["whole"], energies["whole"], rows, batch)
     return Profile(rows, whole, tuple(notes), _raw_samples(timings, batch))
+
+
+def _measured(
+    prepared: Prepared, units: dict[Part, Call], limits: Limits, meter: Meter | None, say: Say
+) -> tuple[dict[str, Timing], dict[str, UnitEnergy], list[str]]:
+    """Latency and energy of every unit by its label, and what there is to note of them."""
+    named = {_label(part): call for part, call in units.items()}
+    before = {_label(part): [_label(lead) for lead in leads(part)] for part in units}
+    timings = measure(named, limits, leads=before, synchronise=prepared.synchronise)
+    notes = _timing_notes(timings, limits)
+    if meter is None:
+        return timings, {name: UnitEnergy() for name in named}, notes
+    energies, unresolved = measure_energy(
+        named, timings, meter, limits, synchronise=prepared.synchronise, say=say
+    )
+    return timings, energies, [*notes, *unresolved]
 
 
 def _check(

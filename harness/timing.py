@@ -2,7 +2,7 @@
 
     warm-up rounds until a round's time is stable
     rounds:  [ unit c | unit a | unit b ]  [ unit a | unit c | unit b ]  ...   until done
-    sample:  synchronise, open, call x repeats, synchronise, close; seconds per call
+    sample:  (lead,) synchronise, open, call x repeats, synchronise, close; seconds per call
 
 Every round runs each unit once in a fresh random order, so that a drift of the clock or of the
 temperature meets all units alike. Raw samples are kept; all statistics derive from them.
@@ -13,10 +13,10 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -88,6 +88,7 @@ def measure(
     units: Mapping[str, Callable[[], object]],
     limits: Limits,
     *,
+    leads: Mapping[str, Sequence[str]] | None = None,
     synchronise: Callable[[], None] = lambda: None,
     clock: Clock = time.perf_counter_ns,
 ) -> dict[str, Timing]:
@@ -95,6 +96,8 @@ def measure(
 
     Args:
         units: what to time; each is called without arguments and its result is dropped.
+        leads: for each unit those that are called, untimed, before a sample of one call, so that
+            it meets the caches as in a run; a unit that is repeated would not notice.
         limits: when to stop. Whether the target was reached stands in each ``Timing``.
         synchronise: waits until the device has finished; called before a window opens and before
             it closes. On a device that works asynchronously a window holds one such wait.
@@ -109,9 +112,7 @@ def measure(
     def elapsed_s() -> float:
         return (clock() - begin) * 1e-9
 
-    def sample(name: str, calls: int) -> float:
-        return _window(units[name], calls, synchronise, clock)
-
+    sample = partial(_sample, units, leads or {}, synchronise, clock)
     with _no_garbage_collection():
         single_s, warm = _warm_up(names, sample, order, elapsed_s, limits)
         floor_s = max(limits.min_sample_s, _RESOLUTIONS * resolution_s(clock))
@@ -180,6 +181,20 @@ def resolution_s(clock: Clock = time.perf_counter_ns) -> float:
             break
         steps.append(after - before)
     return min(steps, default=1) * 1e-9
+
+
+def _sample(
+    units: Mapping[str, Callable[[], object]],
+    leads: Mapping[str, Sequence[str]],
+    synchronise: Callable[[], None],
+    clock: Clock,
+    name: str,
+    calls: int,
+) -> float:
+    """Seconds per call of a unit, after what leads up to it if it is called only once."""
+    for before in leads.get(name, ()) if calls == 1 else ():
+        units[before]()
+    return _window(units[name], calls, synchronise, clock)
 
 
 def _window(

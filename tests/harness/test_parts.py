@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exitbench.harness.parts import WHOLE, walk_parts
+from exitbench.harness.parts import WHOLE, leads, walk_parts
 from exitbench.harness.policies import EveryExit, Fixed
 from exitbench.harness.runtime.eager import prepare_eager
 from exitbench.harness.scheduler import Outcome, walk
@@ -94,3 +94,11 @@ def test_nothing_is_gathered_when_all_leave(watched: Watched) -> None:
     source = LiveSource(watched, 20, images(3), np.arange(3))
     assert walk(Fixed(2), source).exit_at.tolist() == [2, 2, 2]
     assert watched.asked == [("head", 2, 3)]
+
+
+def test_what_leads_up_to_a_part_is_what_runs_before_it_in_a_walk(watched: Watched) -> None:
+    assert leads(("segment", 5)) == [("segment", 3), ("segment", 4)]
+    assert leads(("head", 5)) == [("segment", 4), ("segment", 5)]
+    assert leads(("forecast", 5))[-1] == ("head", 5)
+    units = walk_parts(watched, images(1), lambda logits: logits)
+    assert {lead for part in units for lead in leads(part)} <= set(units)

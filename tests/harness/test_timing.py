@@ -91,6 +91,17 @@ def test_every_unit_is_sampled_once_even_when_one_takes_all_the_time() -> None:
     assert not timings["slow"].warm
 
 
+def test_what_leads_up_to_a_unit_is_called_before_each_sample_and_not_timed() -> None:
+    clock, calls = FakeClock(), []
+    work = {"a": clock.working(lambda: 1e6), "b": clock.working(lambda: 5e6)}
+    units = {name: lambda name=name: (calls.append(name), work[name]()) for name in work}
+    timings = measure(units, Limits(), leads={"a": ("b", "b")}, clock=clock)
+    assert timings["a"].median_s == pytest.approx(1e-3, rel=1e-12)
+    assert calls.count("a") == timings["b"].repeats + 6  # the warm-up has six rounds
+    text = "".join(calls)
+    assert text.count("bba") == calls.count("a")
+
+
 def test_units_are_shuffled_in_every_round_and_seeded() -> None:
     def order(seed: int) -> str:
         clock, calls = FakeClock(), []
