@@ -227,7 +227,8 @@ def _limits(
     seen = rows[rows["accuracy"] >= low]
     high = max(seen["accuracy"].max(), reference) if len(seen) else reference
     axis.set_ylim(100 * low, min(101.0, 100 * high + 8 * (high - low) + 0.2))
-    costs = seen[metric.column].dropna() * metric.scale
+    run = [row[metric.column] for row in measured(view) if row.get(metric.column) is not None]
+    costs = pd.concat([seen[metric.column].dropna(), pd.Series(run, dtype=float)]) * metric.scale
     costs = costs[costs > 0]
     if costs.empty:
         return
