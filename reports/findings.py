@@ -240,8 +240,10 @@ def _bound(view: View) -> str | None:
     difference = perfect["accuracy"] - predictive["accuracy"]
     if unequal(difference, view.loss):
         conclusion = "what better forecasts could gain is open, as the accuracy is not equal"
-    elif ratio >= 1 - noticeable(view, predictive["precision"]):
+    elif ratio >= 1 - NOTICEABLE:
         conclusion = "better forecasts have nothing to gain here"
+    elif ratio >= 1 - noticeable(view, predictive["precision"]):
+        conclusion = "less than what the replay is known to"
     else:
         conclusion = "more than that no predictor can gain here"
     return (
