@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +113,12 @@ def evaluate_checkpoint(
     """
     if batch_size < 1:
         raise ExitbenchError(f"batch size is {batch_size}; it must be at least 1")
-    predictive, full = policy == "predictive", policy == "full"
-    subject = load_subject(checkpoint, data, device, say, limit, needs_exits=not full)
-    setting = Setting(
-        policy,
-        None if full else criterion,
-        None if full else beta,
-        None if full else start_layer,
-        predictor if predictive else None,
-        precision,
-    )
+    subject = load_subject(checkpoint, data, device, say, limit, needs_exits=policy != "full")
+    setting = Setting(policy, precision=precision)
+    if policy != "full":
+        setting = replace(setting, criterion=criterion, beta=beta, start_layer=start_layer)
+    if policy == "predictive":
+        setting = replace(setting, predictor=predictor)
     prepared = subject.prepare(precision)
     say(f"{precision}: {prepared.words}")
     judging = forward_mode == "accuracy"

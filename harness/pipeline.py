@@ -143,9 +143,8 @@ def run_demo(config: DemoConfig, say: Say) -> None:
     say("demo, step 1 of 3: train the backbone on the digits")
     run_train(
         TrainConfig(
-            backbone, mode="original", width=0.25, optimizer="adam", learning_rate=2e-3,
-            epochs=12, batch_size=64,
-            data=data, device=device,
+            backbone, mode="original", width=0.25, optimizer="adam", epochs=12, batch_size=64,
+            learning_rate=2e-3, data=data, device=device,
         ),
         say,
     )  # fmt: skip

@@ -203,12 +203,19 @@ def _plain_exit(view: View) -> str | None:
     )
 
 
+def _predictive_and(view: View, role: str) -> tuple[Setting, Setting] | None:
+    """The best predictive setting and the one that plays ``role``, in the recommended precision."""
+    wanted = view.recommended["precision"] if view.recommended else None
+    predictive, other = view.best_predictive(wanted), view.role(role, wanted)
+    return None if predictive is None or other is None else (predictive, other)
+
+
 def _other_costs(view: View) -> str | None:
     """How predictive exit compares under each cost: it may pay in one and not in another."""
-    wanted = view.recommended["precision"] if view.recommended else None
-    predictive, every = view.best_predictive(wanted), view.role("every-exit-best", wanted)
-    if predictive is None or every is None:
+    pair = _predictive_and(view, "every-exit-best")
+    if pair is None:
         return None
+    predictive, every = pair
     parts = [
         f"{change(ratio)} {_sourced(metric, predictive)}"
         for metric in (MACS, LATENCY, ENERGY)
@@ -227,10 +234,10 @@ def _other_costs(view: View) -> str | None:
 
 def _bound(view: View) -> str | None:
     """How much a predictor without faults would still gain."""
-    wanted = view.recommended["precision"] if view.recommended else None
-    predictive, perfect = view.best_predictive(wanted), view.role("perfect-predictor", wanted)
-    if predictive is None or perfect is None or predictive["precision"] != perfect["precision"]:
+    pair = _predictive_and(view, "perfect-predictor")
+    if pair is None or pair[0]["precision"] != pair[1]["precision"]:
         return None
+    predictive, perfect = pair
     ratio = view.ratio(perfect, view.metric, predictive)
     if ratio is None:
         return (
