@@ -54,16 +54,20 @@ COMMANDS: dict[str, Command] = {
     "trace": Command(configs.TraceConfig, "tracing:run_trace"),
     "profile": Command(configs.ProfileConfig, "profiling:run_profile"),
     "sweep": Command(configs.SweepConfig, "sweeping:run_sweep"),
+    "govern": Command(configs.GovernConfig, "governing:run_govern"),
     "run": Command(configs.RunConfig, "live:run_run"),
     "report": Command(configs.ReportConfig, "pipeline:run_report"),
     "study": Command(configs.StudyConfig, "pipeline:run_study"),
     "subset": Command(configs.SubsetConfig, "pipeline:run_subset"),
+    "doctor": Command(configs.DoctorConfig, "doctor:run_doctor"),
     "paper": Command(configs.PaperConfig, "paper:run_paper"),
 }
 HARDWARE: dict[str, Command] = {
     "list": Command(configs.HardwareListConfig, "hardware:run_hardware_list"),
     "show": Command(configs.HardwareShowConfig, "hardware:run_hardware_show"),
     "detect": Command(configs.HardwareDetectConfig, "hardware:run_hardware_detect"),
+    "calibrate": Command(configs.HardwareCalibrateConfig, "calibrate:run_hardware_calibrate"),
+    "restore": Command(configs.HardwareRestoreConfig, "clocks.restore:run_hardware_restore"),
 }
 
 
@@ -88,12 +92,16 @@ _Action = (
     Annotated[configs.HardwareListConfig, _named("list", configs.HardwareListConfig)]
     | Annotated[configs.HardwareShowConfig, _named("show", configs.HardwareShowConfig)]
     | Annotated[configs.HardwareDetectConfig, _named("detect", configs.HardwareDetectConfig)]
+    | Annotated[
+        configs.HardwareCalibrateConfig, _named("calibrate", configs.HardwareCalibrateConfig)
+    ]
+    | Annotated[configs.HardwareRestoreConfig, _named("restore", configs.HardwareRestoreConfig)]
 )
 
 
 @dataclass(frozen=True)
 class _Hardware:
-    """Show hardware profiles and this machine."""
+    """Show hardware profiles and this machine, measure it, and put changed clocks back."""
 
     action: tyro.conf.PositionalRequiredArgs[_Action]
 

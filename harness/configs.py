@@ -17,6 +17,12 @@ Predictor = Literal["convolution", "table", "constant", "perfect"]
 Precision = Literal["fp32", "bf16", "int8"]
 Model = Literal["vgg19", "resnet34"]
 TrainMode = Literal["normal", "original", "exits", "joint"]
+Tier = Literal["quick", "standard", "publish"]
+Scene = Literal["continuous", "periodic"]
+Governor = Literal["fixed", "race-to-idle", "proportional", "deadline", "deadline-safe"]
+Clocks = Literal["simulated", "device"]
+ExternalUnit = Literal["watts", "joules"]
+ExternalCovers = Literal["board", "module", "gpu", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,27 @@ class DeviceConfig:
     """auto, cpu, cuda or cuda:N."""
     threads: int = 0
     """CPU threads of the network; 0 takes the number of physical cores this process may use."""
+
+
+@dataclass(frozen=True)
+class MeteringConfig:
+    """How energy is measured."""
+
+    tier: Tier = "quick"
+    (
+        "quick: 5 s of every unit in 5 windows; standard: 30 s and until the 95% interval is "
+        "within 2%; publish: 600 s, idle before and after. Every window spans 50 updates of its "
+        "counter. Modelled energy needs no windows."
+    )
+    external: str | None = None
+    (
+        "A meter of your own: a command that prints one number, or file:PATH that holds one. None: "
+        "none."
+    )
+    external_unit: ExternalUnit = "watts"
+    """What it prints: watts of now, or joules counted up."""
+    external_covers: ExternalCovers = "board"
+    """What it measures: board is everything behind one plug."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +187,12 @@ class ProfileConfig:
     """Hardware profile: auto, a shipped name, or a TOML file."""
     horizon: int = 8
     """R: rounds of the convolution predictor whose forecast is timed."""
+    operating_points: tuple[str, ...] = ()
+    (
+        "Operating points of the hardware profile to set and profile at, one after another, on top "
+        "of the clocks as they are; needs the permission to set clocks. None given: none."
+    )
+    metering: MeteringConfig = field(default_factory=MeteringConfig)
     data: DataConfig = field(default_factory=DataConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
@@ -186,6 +219,37 @@ class SweepConfig:
     """Precisions. None: all that were traced."""
     batch_size: int | None = None
     """Batch size of the cost table's rows to price with. None: the smallest."""
+    accuracy_loss: float = 1.0
+    """Accuracy that may be lost against the full network, in percentage points."""
+    periods_ms: tuple[float, ...] = (100.0, 1000.0)
+    """Periods of the periodic scene, one request each, in ms; energy per request and hour."""
+
+
+@dataclass(frozen=True)
+class GovernConfig:
+    """Set the clocks for what is left after each forecast: replayed energy at equal latency."""
+
+    run: Path
+    """Run directory with traces and a cost table."""
+    hardware: str = "auto"
+    (
+        "Whose clocks: auto is the hardware profile of the cost table; another name or TOML file "
+        "stands for another device, whose costs are then modelled from the peaks in its profile."
+    )
+    governors: tuple[Governor, ...] = (
+        "fixed", "race-to-idle", "proportional", "deadline", "deadline-safe",
+    )  # fmt: skip
+    """Governors to compare; every setting is also shown at the top clock without one."""
+    deadline_ms: float | None = None
+    """Time allowed per request in ms. None: what the full network takes at the top clock."""
+    operating_point: str | None = None
+    """Operating point of the governor fixed. None: the slowest that keeps the deadline."""
+    precisions: tuple[Precision, ...] | None = None
+    """Precisions. None: all that were traced."""
+    criteria: tuple[Criterion, ...] = ("softmax", "margin")
+    """Confidence criteria among which settings are chosen."""
+    beta_count: int = 25
+    """Number of values of beta that are tried."""
     accuracy_loss: float = 1.0
     """Accuracy that may be lost against the full network, in percentage points."""
 
@@ -217,6 +281,22 @@ class RunConfig:
     """Images per batch. None: the batch size that the sweep was priced with."""
     hardware: str = "auto"
     """Hardware profile. auto: the one of the cost table; another one is refused."""
+    scene: Scene = "continuous"
+    """continuous: one batch after another; periodic: a request every --period-ms, idle between."""
+    period_ms: float | None = None
+    """Period of the periodic scene in ms."""
+    governor: Governor | None = None
+    """Governor that sets the clocks for each request after its forecasts; batch size 1."""
+    operating_point: str | None = None
+    """Operating point of the governor fixed. None: the slowest that keeps the deadline."""
+    deadline_ms: float | None = None
+    """Time allowed per request in ms. None: what the full network takes at the top clock."""
+    clocks: Clocks = "simulated"
+    (
+        "simulated: change no clock, price by the hardware profile; device: really set them, which "
+        "needs permission, and put them back at the end."
+    )
+    metering: MeteringConfig = field(default_factory=MeteringConfig)
     data: DataConfig = field(default_factory=DataConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
@@ -271,6 +351,11 @@ class StudyConfig:
     """Really run at most this many test images, evenly spread, per setting and pass."""
     repeats: int = 3
     """Measured passes per setting; the median is reported with its range."""
+    periods_ms: tuple[float, ...] = (100.0, 1000.0)
+    """Periods of the periodic scene, one request each, in ms; energy per request and hour."""
+    govern: tuple[str, ...] = ("auto",)
+    """Hardware profiles whose clocks are governed in replay; auto is this machine's."""
+    metering: MeteringConfig = field(default_factory=MeteringConfig)
     data: DataConfig = field(default_factory=DataConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
@@ -323,6 +408,40 @@ class HardwareDetectConfig:
 
 
 @dataclass(frozen=True)
+class HardwareCalibrateConfig:
+    """Measure this machine and write a hardware profile of it."""
+
+    write: Path
+    """TOML file to write."""
+    name: str | None = None
+    """Name of the profile. None: the stem of the file."""
+    seconds: float = 5.0
+    """Time of each measurement in seconds."""
+    metering: MeteringConfig = field(default_factory=MeteringConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True)
+class HardwareRestoreConfig:
+    """Put clocks back that a killed exitbench left changed, from its journal."""
+
+    journal: Path | None = None
+    """The journal. None: where exitbench writes it."""
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Say which meters and clocks work here, and the command that would mend the others."""
+
+    seconds: float = 2.0
+    """Time for which the noise floor of a meter is watched, in seconds."""
+    hardware: str = "auto"
+    """Hardware profile: auto, a shipped name, or a TOML file."""
+    metering: MeteringConfig = field(default_factory=MeteringConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True)
 class PaperConfig:
     """Take the flags of the paper's own program; docs/paper.md maps each to its command here."""
 
@@ -370,19 +489,25 @@ class PaperConfig:
     start_layer: int = 1
     """First exit to check, counted from 1."""
     core_num: int | None = None
-    """CPU cores. Accepted; acts once clocks are governed."""
+    """CPU cores that stay online."""
     cpu_freq_level: int | None = None
-    """Accepted; acts once clocks are governed."""
+    """CPU clock, as a number in the device's list of levels, counted from 1, the slowest."""
     gpu_freq_level: int | None = None
-    """Accepted; acts once clocks are governed."""
+    """GPU clock, as a number in the device's list of levels, counted from 1, the slowest."""
     scene: Literal["continuous", "periodical"] | None = None
-    """Accepted; acts once clocks are governed."""
+    """continuous: one image after another; periodical: one per period, asleep between."""
     baseline_time: float | None = None
-    """Seconds. Accepted; acts once clocks are governed."""
+    """Seconds. The period of the scene periodical is --baseline_time plus --sleep_time."""
     sleep_time: float | None = None
-    """Seconds. Accepted; acts once clocks are governed."""
-    baseline: int | None = None
-    """Accepted; acts once clocks are governed."""
+    """Seconds. The period of the scene periodical is --baseline_time plus --sleep_time."""
+    baseline: Literal[0, 1] | None = None
+    """1: the baseline: all cores at their top clocks, and busy instead of asleep between images."""
+    clocks: Clocks = "device"
+    """Extension: device sets the clocks, as root; simulated changes none, priced by the profile."""
+    limit: int | None = None
+    """Extension: evaluate at most this many test images. None: all."""
+    hardware: str = "auto"
+    """Extension: hardware profile that prices energy and simulated clocks."""
     epochs: int | None = None
     """Extension: passes over the training split. None: as 'exitbench train'."""
     width: float = 1.0

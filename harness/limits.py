@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from .configs import SubsetConfig, TraceConfig, TrainConfig
+from .configs import RunConfig, SubsetConfig, TraceConfig, TrainConfig
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -69,17 +69,27 @@ RULES: dict[str, _Rule] = {
     "beta_count": (lambda value: value >= 2, "a whole number from 2"),
     "calibration_samples": _COUNT,
     "criteria": _CHOICES,
+    "core_num": _COUNT,
+    "cpu_freq_level": _COUNT,
+    "deadline_ms": _ABOVE_ZERO,
     "device": (lambda value: bool(_DEVICE.fullmatch(value)), "auto, cpu, cuda or cuda:N"),
     "energy_seconds": _ABOVE_ZERO,
     "epochs": _COUNT,
     "exit": _COUNT,
     "exits": (_rising_from_one, "rising numbers from 1, such as 2 5 9"),
+    "governors": _CHOICES,
+    "gpu_freq_level": _COUNT,
     "horizon": _COUNT,
     "interval": (lambda value: 0 < value < 1, "a share between 0 and 1, such as 0.02 for 2%"),
     "kernel": (_kernel, "an odd number of finite weights"),
     "learning_rate": _ABOVE_ZERO,
     "limit": _COUNT,
     "patience": _COUNT,
+    "period_ms": _ABOVE_ZERO,
+    "periods_ms": (
+        lambda values: all(map(_positive, values)) and len(values) == len(set(values)),
+        "finite numbers above 0, none of them twice",
+    ),
     "policies": _CHOICES,
     "precisions": _CHOICES,
     "predictors": _CHOICES,
@@ -130,8 +140,26 @@ def _combinations(config: object) -> Iterator[str]:
         )
     if isinstance(config, TraceConfig):
         yield from _trace_combinations(config)
+    if isinstance(config, RunConfig):
+        yield from _run_combinations(config)
     if isinstance(config, SubsetConfig) and config.exit is not None and config.difficulty == "hard":
         yield "exit is given with difficulty 'hard', which has no use for it; leave one of them out"
+
+
+def _run_combinations(config: RunConfig) -> Iterator[str]:
+    if (config.scene == "periodic") != (config.period_ms is not None):
+        state = "no period is given" if config.period_ms is None else "the scene is continuous"
+        yield f"period_ms and scene: {state}; give --scene periodic --period-ms MS, or neither"
+    if config.governor is None:
+        for name in ("operating_point", "deadline_ms"):
+            if getattr(config, name) is not None:
+                yield f"{name} is given without a governor; it belongs to --governor NAME"
+    elif config.operating_point is not None and config.governor != "fixed":
+        yield f"operating_point is given beside governor {config.governor}; it belongs to fixed"
+    if (config.governor or config.scene == "periodic") and config.batch_size not in (None, 1):
+        yield f"batch_size is {config.batch_size}; requests come one by one, so it must be 1"
+    if config.forward_mode == "accuracy" and (config.governor or config.scene == "periodic"):
+        yield "forward_mode is accuracy, which judges forecasts; leave out --governor and --scene"
 
 
 def _without_meaning(config: TraceConfig) -> Iterator[str]:

@@ -42,6 +42,19 @@ class Source(Protocol):
         """The classifier's answers for the samples still inside, shape (n,)."""
 
 
+class Steer(Protocol):
+    """Sets the clocks while a batch is walked; ``governors.py`` has those that do."""
+
+    def begin(self, first: int) -> None:
+        """A batch starts; ``first`` (1..E + 1) is the last exit that its samples are due at."""
+
+    def forecast(self, exit: int, following: int) -> None:
+        """At ``exit`` the samples that stay were sent to ``following`` (..E + 1) at the latest."""
+
+    def end(self, exit: int) -> None:
+        """The last sample has left at ``exit`` (E + 1: the classifier)."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a batch of n samples.

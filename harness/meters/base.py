@@ -13,8 +13,9 @@ Windows of one meter may be nested or overlap; each is a pair of reads and knows
 Synchronising the device before both edges is the caller's business: a meter sees only time.
 
 Domains: ``gpu`` (the whole card), ``cpu`` (the CPU packages), ``dram`` (main memory, where it has
-a counter of its own), ``module`` (a whole board with CPU, GPU and memory on one rail). No two
-domains of one reading overlap, so they may be added.
+a counter of its own), ``module`` (CPU, GPU and memory on one rail), ``board`` (everything behind
+one plug). Some lie inside others; a total adds the outermost ones of a reading, so that nothing is
+counted twice.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Source = Literal["measured", "modelled", "unavailable"]
 Clock = Callable[[], float]
@@ -32,20 +33,44 @@ UPDATES_PER_WINDOW = 50
 """Counter updates that a window must span: each edge may be off by one update, so 50 of them
 leave an error of at most 2%."""
 
+CONTAINS: Mapping[str, frozenset[str]] = {
+    "board": frozenset({"module", "gpu", "cpu", "dram"}),
+    "module": frozenset({"gpu", "cpu", "dram"}),
+    "gpu": frozenset(),
+    "cpu": frozenset(),
+    "dram": frozenset(),
+}
+"""Which domains lie inside which."""
+
 _WEAKEST_FIRST: tuple[Source, ...] = ("unavailable", "modelled", "measured")
+
+
+def outermost(domains: Iterable[str]) -> tuple[str, ...]:
+    """The domains that lie inside no other of them: those that a total adds."""
+    found = tuple(dict.fromkeys(domains))
+    inner = frozenset().union(*(CONTAINS[domain] for domain in found))
+    return tuple(domain for domain in found if domain not in inner)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The energy of one closed window.
+    """The energy of one closed window. All of it is plain values, so that it can be kept as JSON.
 
     Attributes:
         seconds: length of the window, on a monotonic clock.
         joules: per domain; None where this window could not be resolved. A domain that has no
-            meter at all is not a key.
-        source: where the total comes from: the weakest source among the domains.
+            meter at all is not a key. Domains may lie inside each other.
+        source: where the total comes from: the weakest source among the domains it adds.
         note: why a domain is None; empty when every domain is resolved.
         sources: per domain, where they differ; empty means ``source`` for all.
+        uncertainty_j: per domain: the true energy lies within this much of ``joules``, as far as
+            edges, sampling and resolution of the meter go; its calibration is not in it. A domain
+            that is not a key has no stated uncertainty.
+        flags: what makes the window a bad one though it could be read, one sentence each, such as
+            a throttled or shared card, or two readings of one energy that lie apart.
+        conditions: what was logged, by name: clocks in MHz, temperatures in degrees Celsius.
+        checks: second opinions in joules by the name of their instrument; never in a total.
+        overhead_s: time that reading the meter took inside the window.
     """
 
     seconds: float
@@ -53,11 +78,24 @@ class Reading:
     source: Source
     note: str = ""
     sources: Mapping[str, Source] = field(default_factory=dict)
+    uncertainty_j: Mapping[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    checks: Mapping[str, float] = field(default_factory=dict)
+    overhead_s: float = 0.0
 
     @property
     def total_j(self) -> float | None:
-        """Joules of all domains together; None as soon as one of them is not resolved."""
-        return _sum(list(self.joules.values()))
+        """Joules of the outermost domains together; None as soon as one of them is not resolved."""
+        return self._of(*outermost(self.joules))
+
+    @property
+    def total_uncertainty_j(self) -> float | None:
+        """Sum of the uncertainties behind ``total_j``; None where one is not stated."""
+        added = outermost(self.joules)
+        if self.total_j is None or any(domain not in self.uncertainty_j for domain in added):
+            return None
+        return sum(self.uncertainty_j[domain] for domain in added)
 
     @property
     def gpu_j(self) -> float | None:
