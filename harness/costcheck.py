@@ -60,6 +60,7 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 }
 _DEFAULTS: dict[str, Any] = {"precision": "fp32", "batch_size": 1, "operating_point": "default"}
 _POSITIVE = ("index", "batch_size", "threads")
+_ANY_SIGN = ("net_energy_mj",)  # what is left above idle can lie below 0, by noise or by drift
 _MOST_FAULTS = 50
 
 Row = dict[str, Any]
@@ -172,7 +173,7 @@ def _number(line: int, name: str, text: str, whole: bool, faults: _Faults) -> in
     if not math.isfinite(value):
         faults.add(line, f"{name} is {text!r}; leave it empty if unknown")
         return None
-    if value < 0 or (name in _POSITIVE and value == 0):
+    if name not in _ANY_SIGN and (value < 0 or (name in _POSITIVE and value == 0)):
         least = "at least 1" if name in _POSITIVE else "0 or more"
         faults.add(line, f"{name} is {text}; it must be {least}")
         return None
@@ -199,11 +200,30 @@ def _check_row(line: int, row: Row, faults: _Faults) -> None:
                 f"{domain}energy_source is {source!r} but {domain}energy_mj is empty; "
                 "leave both empty, or say unavailable",
             )
+    _check_what_belongs_to_a_value(line, row, faults)
     for name, unit in (("latency", "ms"), ("energy", "mj")):
         ends = [row[f"{name}{part}_{unit}"] for part in ("_low", "", "_high")]
         known = [value for value in ends if value is not None]
         if known != sorted(known):
             faults.add(line, f"{name}_{unit} lies outside its interval, low to high")
+
+
+def _check_what_belongs_to_a_value(line: int, row: Row, faults: _Faults) -> None:
+    if row["latency_ms"] is None and row["latency_source"] not in (None, "unavailable"):
+        faults.add(
+            line,
+            f"latency_source is {row['latency_source']!r} but latency_ms is empty; leave both "
+            "empty, or say unavailable",
+        )
+    if row["latency_ms"] is not None and row["latency_source"] == "unavailable":
+        faults.add(
+            line,
+            f"latency_ms is {row['latency_ms']:g} but latency_source is unavailable; say measured "
+            "or modelled, or leave the source empty for measured",
+        )
+    for name in ("net_energy_mj", "energy_uncertainty_mj"):
+        if row[name] is not None and row["energy_mj"] is None:
+            faults.add(line, f"{name} is {row[name]:g} but energy_mj is empty; give both or neither")
 
 
 def _check_units(key: tuple[Any, ...], group: list[tuple[int, Row]], faults: _Faults) -> None:

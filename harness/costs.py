@@ -23,7 +23,7 @@ from .errors import ExitbenchError
 from .files import write_text
 from .meters.base import Source, weakest
 
-QUANTITIES = ("macs", "flops", "latency_ms", "energy_mj")
+QUANTITIES = ("macs", "flops", "latency_ms", "energy_mj", "net_energy_mj")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Prices:
         forecasts: arrays (E,).
         classifier: single values.
         energy_source: the weakest source among the energies that are known.
+        latency_source: the same of the latencies; one without a source was measured.
     """
 
     precision: str
@@ -53,6 +54,7 @@ class Prices:
     forecasts: dict[str, np.ndarray]
     classifier: dict[str, float]
     energy_source: Source
+    latency_source: Source = "measured"
 
     def price(
         self,
@@ -103,6 +105,10 @@ class Prices:
     def source_of(self, energy_mj: float) -> Source:
         """The source of an energy that these prices gave; ``unavailable`` for NaN."""
         return "unavailable" if np.isnan(energy_mj) else self.energy_source
+
+    def latency_source_of(self, latency_ms: float) -> Source:
+        """The source of a latency that these prices gave; ``unavailable`` for NaN."""
+        return "unavailable" if np.isnan(latency_ms) else self.latency_source
 
 
 @dataclass(frozen=True)
@@ -205,6 +211,9 @@ class CostTable:
             forecasts=forecasts,
             classifier={q: float(v[0]) for q, v in _columns(by_kind["classifier"]).items()},
             energy_source=weakest(rows.loc[rows["energy_mj"].notna(), "energy_source"]),
+            latency_source=weakest(
+                rows.loc[rows["latency_ms"].notna(), "latency_source"].fillna("measured")
+            ),
         )
 
     def _batch_size(self, precision: str, wanted: int | None, operating_point: str) -> int:

@@ -3,7 +3,8 @@
     manifest.json               schema, commands with their resolved configuration, environment, ...
     cost.csv                    the cost table
     trace-SPLIT-PRECISION.npz   evidence at every exit
-    sweep.csv, comparison.csv, prediction.csv, prediction_confusion.csv
+    sweep.csv, comparison.csv, scenarios.csv, prediction.csv, prediction_confusion.csv
+    governed-HARDWARE.csv       settings under governors, on the clocks of a hardware profile
     measurements.jsonl          one line per really measured run
     report/                     figures, tables and the page
 
@@ -35,7 +36,12 @@ _CHECKPOINT: dict[str, type] = {
 # What makes two measured runs the same: texts and numbers.
 _MEASURED = (
     "policy", "criterion", "beta", "start_layer", "predictor", "precision", "batch_size",
-    "samples", "repeats", "threads",
+    "samples", "repeats", "threads", "scene", "period_ms", "governor", "operating_point",
+    "deadline_ms", "clocks",
+)  # fmt: skip
+_SAME = (
+    "policy", "criterion", "beta", "start_layer", "predictor", "precision", "batch_size",
+    "samples", "scene", "period_ms", "governor", "operating_point", "deadline_ms", "clocks",
 )  # fmt: skip
 
 
@@ -107,6 +113,10 @@ class RunDirectory:
         return self.path / "comparison.csv"
 
     @property
+    def scenarios(self) -> Path:
+        return self.path / "scenarios.csv"
+
+    @property
     def measurements(self) -> Path:
         return self.path / "measurements.jsonl"
 
@@ -172,7 +182,8 @@ class RunDirectory:
         """Add one line to measurements.jsonl and flush it to the disk.
 
         A last line that a kill has cut short is dropped, so that the new one stands alone; so are
-        older lines of the same setting, batch size and samples, which stand beside an older replay.
+        older lines of the same setting, batch size, scene, governor and samples, which stand beside
+        an older replay.
         """
         line = json.dumps(row, allow_nan=False)
         self._end_last_line()
@@ -282,9 +293,8 @@ def _checkpoint_faults(checkpoint: dict[str, Any]) -> list[str]:
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two measured runs are of one setting, batch size and number of samples."""
-    names = ("policy", "criterion", "beta", "start_layer", "predictor", "precision")
-    found = [name for name in (*names, "batch_size", "samples") if name in one or name in other]
+    """Whether two measured runs are of one setting, batch size, scene, governor and samples."""
+    found = [name for name in _SAME if name in one or name in other]
     return bool(found) and all(one.get(name) == other.get(name) for name in found)
 
 

@@ -148,6 +148,7 @@ def table(replayed: Sequence[Replayed], prices: Prices, split: str) -> pd.DataFr
     for quantity, cost in price(histogram, checks, forecasts, prices).items():
         frame[quantity] = cost
     frame["energy_source"] = frame.energy_mj.map(prices.source_of)
+    frame["latency_source"] = frame.latency_ms.map(prices.latency_source_of)
     exits_run = np.arange(1, histogram.shape[1] + 1)
     frame["mean_exit"] = histogram @ exits_run / samples
     frame["checks"] = checks.sum(1) / samples

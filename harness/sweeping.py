@@ -17,6 +17,7 @@ from .files import write_text
 from .judging import judge, tables
 from .options import to_plain
 from .rundir import RunDirectory, time_now
+from .scenarios import scenario_rows
 from .settings import Setting
 from .sweep import SETTING_COLUMNS, Grid, Traces, parse_betas, sweep
 from .trace import Trace
@@ -51,6 +52,7 @@ def run_sweep(config: SweepConfig, say: Say) -> None:
     write_table(directory.sweep, rows)
     write_table(directory.comparison, chosen)
     _write_predictions(directory, chosen, traces)
+    _write_scenarios(directory, chosen, config.periods_ms, say)
     directory.update(
         accuracy_loss=config.accuracy_loss,
         priced_batch_size=config.batch_size,
@@ -159,6 +161,24 @@ def setting_of(row: pd.Series) -> Setting:
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write a table as CSV, whole or not at all; unknown cells are empty."""
     write_text(path, frame.to_csv(index=False, float_format=FLOAT_FORMAT, lineterminator="\n"))
+
+
+def _write_scenarios(
+    directory: RunDirectory, chosen: pd.DataFrame, periods_ms: tuple[float, ...], say: Say
+) -> None:
+    """What the chosen settings cost per request and hour; no file where none can be told."""
+    hardware = directory.manifest.get("hardware", {})
+    idle_w, source = hardware.get("idle_w"), hardware.get("idle_source") or "unavailable"
+    rows = scenario_rows(chosen, periods_ms, idle_w, source if idle_w is not None else "unavailable")
+    if not rows:
+        directory.scenarios.unlink(missing_ok=True)
+        return
+    write_table(directory.scenarios, pd.DataFrame(rows))
+    if periods_ms and idle_w is None and chosen.energy_mj.notna().any():
+        say(
+            "sweep: the idle power of this device is not known, so energies of the periodic scene "
+            "are left empty; 'exitbench profile' measures it where there is a meter"
+        )
 
 
 def _write_predictions(
