@@ -83,12 +83,62 @@ def positive(faults: Faults, key: str, value: Any) -> None:
         faults.add(key, value, "must be a number above 0")
 
 
+def not_negative(faults: Faults, key: str, value: Any) -> None:
+    """A finite number from 0."""
+    if not is_positive(value) and (isinstance(value, bool) or value != 0):
+        faults.add(key, value, "must be a number from 0")
+
+
+def share(faults: Faults, key: str, value: Any) -> None:
+    """A part of a whole that is not nothing: above 0, at most 1."""
+    if not is_positive(value) or value > 1:
+        faults.add(key, value, "must be a number above 0 and at most 1")
+
+
+def share_or_none(faults: Faults, key: str, value: Any) -> None:
+    """A part of a whole, or nothing of it: from 0 to 1."""
+    if isinstance(value, bool) or (value != 0 and not (is_positive(value) and value <= 1)):
+        faults.add(key, value, "must be a number from 0 to 1")
+
+
 def rising(faults: Faults, key: str, value: Any) -> None:
     """A list of rising numbers above 0."""
     if not isinstance(value, list) or not value or not all(map(is_positive, value)):
         faults.add(key, value, "must be a list of one or more numbers above 0")
     elif sorted(set(value)) != value:
         faults.add(key, value, "must rise, each number once")
+
+
+def not_falling(faults: Faults, key: str, value: Any) -> None:
+    """A list of numbers above 0, none lower than the one before."""
+    if not isinstance(value, list) or not value or not all(map(is_positive, value)):
+        faults.add(key, value, "must be a list of one or more numbers above 0")
+    elif sorted(value) != value:
+        faults.add(key, value, "must not fall")
+
+
+def counts(faults: Faults, key: str, value: Any) -> None:
+    """A list of rising whole numbers from 1."""
+    before = len(faults.lines)
+    rising(faults, key, value)
+    if len(faults.lines) == before and not all(isinstance(item, int) for item in value):
+        faults.add(key, value, "must be a list of whole numbers")
+
+
+def choices(*allowed: str) -> Check:
+    """A list of one or more of some words, each once."""
+
+    def check(faults: Faults, key: str, value: Any) -> None:
+        if not isinstance(value, list) or not value:
+            faults.add(key, value, f"must be a list of one or more of {', '.join(allowed)}")
+            return
+        for position, item in enumerate(value):
+            if item not in allowed:
+                faults.add(f"{key}[{position}]", item, f"must be one of {', '.join(allowed)}")
+            elif item in value[:position]:
+                faults.add(f"{key}[{position}]", item, "must stand there once")
+
+    return check
 
 
 def table(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:

@@ -8,7 +8,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from ..harness.errors import ExitbenchError
-from .schema import Profile, build, faults_of
+from .schema import Profile, build
+from .shape import faults_of
 
 
 def list_profiles() -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""What a hardware profile says: the types, and the check of a file against them.
+"""What a hardware profile says: the types, and how they are made from a table read from TOML.
 
-Schema version 1. The file format is told in ``docs/hardware.md``. Every figure has a source, and
-what nobody has published or measured is marked as an assumption.
+Schema version 1. The file format is told in ``docs/hardware.md``; ``shape.py`` checks a file
+against it. Every figure has a source, and what nobody has published or measured is marked as an
+assumption.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checks
-from .checks import Faults
-
 SCHEMA = 1
 DEVICE_CLASSES = ("cpu", "gpu")
 CLOCK_DOMAINS = ("cpu", "gpu", "memory")
 COVERS = ("cpu", "gpu", "module")
+METERS = ("nvml", "rapl", "ina3221", "external", "modelled")
+ACTUATORS = ("nvml", "cpufreq", "devfreq", "none")
+RAIL_PARTS = ("gpu", "cpu", "dram")
 PEAKS = (
     "fp32_gflops",
     "tf32_gflops",
@@ -40,7 +41,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Levels:
-    """Rising clock levels in MHz with where they come from."""
+    """A list of numbers, such as rising clock levels in MHz, with where they come from."""
 
     value: tuple[float, ...]
     source: str
@@ -64,16 +65,43 @@ class Power:
 
 
 @dataclass(frozen=True)
+class Rails:
+    """Names of the rails that a board's power sensors (INA3221) report.
+
+    Attributes:
+        total: rails whose sum is the module.
+        gpu, cpu, dram: rails that supply this part alone; empty where none does.
+    """
+
+    total: tuple[str, ...]
+    source: str
+    gpu: tuple[str, ...] = ()
+    cpu: tuple[str, ...] = ()
+    dram: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ClockDomain:
     """A clock that is set as one, in MHz.
 
-    ``levels_mhz`` where the device has a list of its own; else what is known of its range.
+    Attributes:
+        levels_mhz: where the device has a list of its own; else what is known of its range.
+        voltage_mv: voltage at each of ``levels_mhz``, where published.
+        actuator: what sets it: one of ``ACTUATORS``; None where the file does not say.
+        actuator_source: where that comes from.
+        nodes: shell patterns of the devfreq names of this clock.
+        switch_ms: time from setting a clock until it is in force.
     """
 
     levels_mhz: Levels | None = None
+    voltage_mv: Levels | None = None
     min_mhz: Figure | None = None
     max_mhz: Figure | None = None
     step_mhz: Figure | None = None
+    actuator: str | None = None
+    actuator_source: str = ""
+    nodes: tuple[str, ...] = ()
+    switch_ms: Figure | None = None
 
     @property
     def top_mhz(self) -> float | None:
@@ -82,15 +110,56 @@ class ClockDomain:
             return self.levels_mhz.value[-1]
         return None if self.max_mhz is None else self.max_mhz.value
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The levels in MHz, rising: the list, or the range in its steps; empty where unknown.
+
+        A range without a step has its two ends; the highest clock belongs to every range, also
+        where the steps from the lowest do not meet it.
+        """
+        if self.levels_mhz is not None:
+            return self.levels_mhz.value
+        if self.max_mhz is None:
+            return ()
+        high = self.max_mhz.value
+        low = high if self.min_mhz is None else self.min_mhz.value
+        step = high - low if self.step_mhz is None else self.step_mhz.value
+        if low >= high:
+            return (high,)
+        # A millionth of a step forgives what decimal steps lose in binary.
+        below = int((high - low) / step - 1e-6) + 1
+        return (*(round(low + step * number, 6) for number in range(below)), high)
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The numbers of CPU cores that can be online."""
+
+    actuator: str
+    counts: Levels
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A named setting of the clocks, in MHz per clock domain."""
+    """A named setting of the clocks, in MHz per clock domain.
+
+    Attributes:
+        cores: CPU cores that are online; None where the point leaves them alone.
+        gpu_units: share of the GPU's compute units that are switched on; None means all.
+        power_w: gross watts at work here, against ``active_w`` at the top clock.
+        idle_w: watts at rest here.
+        time_factor: time of the same work against the top clock.
+    """
 
     name: str
     clock_mhz: dict[str, float]
     source: str
     assumption: bool = False
+    cores: Figure | None = None
+    gpu_units: Figure | None = None
+    power_w: Figure | None = None
+    idle_w: Figure | None = None
+    time_factor: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +178,12 @@ class Profile:
         path: where it was read.
         priority: of several profiles that fit, the highest wins.
         power: per device class that can run a network.
+        meters: names among ``METERS``, the preferred first; empty where the file does not say.
+        rails: rails of the power sensors; None where the board has none.
+        cores: CPU cores that can be switched off; None where they cannot.
         peaks: per device class; names are among ``PEAKS``.
+        dvfs: per device class, how power and time follow the clocks (``harness/dvfs.py``).
+        model: per device class, how much of the peaks a network reaches.
     """
 
     name: str
@@ -119,92 +193,18 @@ class Profile:
     identity: dict[str, str]
     match: tuple[MatchRule, ...]
     power: dict[str, Power]
+    meters: tuple[str, ...] = ()
+    rails: Rails | None = None
     clocks: dict[str, ClockDomain] = field(default_factory=dict)
+    cores: Cores | None = None
     operating_points: tuple[OperatingPoint, ...] = ()
     peaks: dict[str, dict[str, Figure]] = field(default_factory=dict)
-
-
-_NUMBER = checks.figure(checks.positive)
-_POWER = checks.table({"covers": checks.one_of(*COVERS), "active_w": _NUMBER}, {"idle_w": _NUMBER})
-_CLOCK = checks.table(
-    {},
-    {
-        "levels_mhz": checks.figure(checks.rising),
-        "min_mhz": _NUMBER,
-        "max_mhz": _NUMBER,
-        "step_mhz": _NUMBER,
-    },
-)
-_POINT = checks.table(
-    {
-        "name": checks.text,
-        "clock_mhz": checks.table_of(CLOCK_DOMAINS, checks.positive),
-        "source": checks.text,
-    },
-    {"assumption": checks.flag},
-)
-_RULE = checks.table({"source": checks.text}, dict.fromkeys(MATCH_KEYS, checks.texts))
-_FILE = checks.table(
-    {
-        "schema": checks.exactly(SCHEMA),
-        "name": checks.text,
-        "description": checks.text,
-        "priority": checks.whole(0, 1000),
-        "match": checks.array_of(_RULE),
-        "power": checks.table_of(DEVICE_CLASSES, _POWER),
-    },
-    {
-        "identity": checks.table_of(("vendor", "soc", "cpu", "gpu", "memory"), checks.text),
-        "clocks": checks.table_of(CLOCK_DOMAINS, _CLOCK),
-        "operating_points": checks.array_of(_POINT),
-        "peaks": checks.table_of(DEVICE_CLASSES, checks.table_of(PEAKS, _NUMBER)),
-    },
-)
-
-
-def faults_of(raw: dict[str, Any]) -> list[str]:
-    """Everything that is wrong with a profile as read from TOML, one line each; empty if nothing.
-
-    What holds between keys is looked at once each key is right by itself.
-    """
-    faults = Faults()
-    _FILE(faults, "", raw)
-    if not faults.lines:
-        _between_keys(faults, raw)
-    return faults.lines
-
-
-def _between_keys(faults: Faults, raw: dict[str, Any]) -> None:
-    for position, rule in enumerate(raw["match"]):
-        if not set(rule) & set(MATCH_KEYS):
-            faults.missing(f"match[{position}]", f"a rule needs one of {', '.join(MATCH_KEYS)}")
-    for name, power in raw["power"].items():
-        idle, active = power.get("idle_w"), power["active_w"]["value"]
-        if idle is not None and idle["value"] > active:
-            allowed = f"must be at most active_w, which is {active}"
-            faults.add(f"power.{name}.idle_w.value", idle["value"], allowed)
-    for name, clock in raw.get("clocks", {}).items():
-        low, high = clock.get("min_mhz"), clock.get("max_mhz")
-        if low and high and low["value"] > high["value"]:
-            allowed = f"must be at most max_mhz, which is {high['value']}"
-            faults.add(f"clocks.{name}.min_mhz.value", low["value"], allowed)
-    for position, point in enumerate(raw.get("operating_points", [])):
-        for domain, mhz in point["clock_mhz"].items():
-            _on_a_level(faults, raw, f"operating_points[{position}].clock_mhz.{domain}", mhz)
-
-
-def _on_a_level(faults: Faults, raw: dict[str, Any], key: str, mhz: float) -> None:
-    domain = key.rpartition(".")[2]
-    clock = raw.get("clocks", {}).get(domain)
-    if clock is None:
-        faults.add(key, mhz, f"there is no [clocks.{domain}] that has this clock")
-    elif "levels_mhz" in clock and mhz not in clock["levels_mhz"]["value"]:
-        levels = ", ".join(f"{level:g}" for level in clock["levels_mhz"]["value"])
-        faults.add(key, mhz, f"must be one of the levels of clocks.{domain}: {levels}")
+    dvfs: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    model: dict[str, dict[str, Figure]] = field(default_factory=dict)
 
 
 def build(raw: dict[str, Any], path: Path) -> Profile:
-    """The profile in a table that ``faults_of`` found nothing wrong with."""
+    """The profile in a table that ``shape.faults_of`` found nothing wrong with."""
     return Profile(
         name=raw["name"],
         description=raw["description"],
@@ -212,19 +212,17 @@ def build(raw: dict[str, Any], path: Path) -> Profile:
         priority=raw["priority"],
         identity=dict(raw.get("identity", {})),
         match=tuple(_rule(rule) for rule in raw["match"]),
-        power={
-            name: Power(**{key: _figure(value) for key, value in power.items()})
-            for name, power in raw["power"].items()
-        },
+        power={name: Power(**_values(power)) for name, power in raw["power"].items()},
+        meters=tuple(raw.get("meters", [])),
+        rails=Rails(**_values(raw["rails"])) if "rails" in raw else None,
         clocks={
-            name: ClockDomain(**{key: _figure(value) for key, value in clock.items()})
-            for name, clock in raw.get("clocks", {}).items()
+            name: ClockDomain(**_values(clock)) for name, clock in raw.get("clocks", {}).items()
         },
-        operating_points=tuple(OperatingPoint(**each) for each in raw.get("operating_points", [])),
-        peaks={
-            name: {key: _figure(value) for key, value in peaks.items()}
-            for name, peaks in raw.get("peaks", {}).items()
-        },
+        cores=Cores(**_values(raw["cores"])) if "cores" in raw else None,
+        operating_points=tuple(_point(point) for point in raw.get("operating_points", [])),
+        peaks={name: _values(table) for name, table in raw.get("peaks", {}).items()},
+        dvfs={name: _values(table) for name, table in raw.get("dvfs", {}).items()},
+        model={name: _values(table) for name, table in raw.get("model", {}).items()},
     )
 
 
@@ -233,7 +231,19 @@ def _rule(raw: dict[str, Any]) -> MatchRule:
     return MatchRule(patterns, raw["source"])
 
 
-def _figure(raw: Any) -> Any:
+def _point(raw: dict[str, Any]) -> OperatingPoint:
+    rest = {key: value for key, value in raw.items() if key != "clock_mhz"}
+    clock_mhz = {domain: float(mhz) for domain, mhz in raw["clock_mhz"].items()}
+    return OperatingPoint(clock_mhz=clock_mhz, **_values(rest))
+
+
+def _values(raw: dict[str, Any]) -> dict[str, Any]:
+    return {key: _value(value) for key, value in raw.items()}
+
+
+def _value(raw: Any) -> Any:
+    if isinstance(raw, list):
+        return tuple(raw)
     if not isinstance(raw, dict):
         return raw
     if isinstance(raw["value"], list):
