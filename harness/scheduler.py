@@ -120,13 +120,19 @@ class Going:
         return Outcome(self.exit_at, self.label, self.checks, self.forecasts)
 
 
-def walk(policy: Policy, source: Source, observe: Observer | None = None) -> Outcome:
+def walk(
+    policy: Policy, source: Source, observe: Observer | None = None, steer: Steer | None = None
+) -> Outcome:
     """Run the samples of ``source`` under ``policy``; every sample leaves exactly once.
 
     Args:
         observe: called as (exit, evidence, next exits) for every batch of checks.
+        steer: told where the batch is and where it is bound for, so that it can set the clocks.
+            No decision depends on it.
     """
     going = Going(policy, source)
+    if steer is not None and len(going.inside):
+        steer.begin(int(going.due.max()))
     for exit in range(1, source.exits + 1):
         if not len(going.inside):
             return going.finish()
@@ -134,9 +140,23 @@ def walk(policy: Policy, source: Source, observe: Observer | None = None) -> Out
         # An exit at which nobody is due costs nothing but this comparison.
         if going.next_due == exit:
             going.check(exit, observe)
+            if steer is not None:
+                _tell(steer, going, exit)
+    if not len(going.inside):
+        return going.finish()
+    source.advance(source.exits + 1)
+    outcome = going.finish()
+    if steer is not None:
+        steer.end(source.exits + 1)
+    return outcome
+
+
+def _tell(steer: Steer, going: Going, exit: int) -> None:
+    """Tell the steer what a check at ``exit`` has brought."""
     if len(going.inside):
-        source.advance(source.exits + 1)
-    return going.finish()
+        steer.forecast(exit, int(going.due.max()))
+    else:
+        steer.end(exit)
 
 
 def merge(outcomes: list[Outcome]) -> Outcome:
