@@ -10,7 +10,18 @@ from matplotlib.axes import Axes
 
 from .picture import Absent, Picture
 from .style import PRECISION_LOOKS, canvas, legend_below
-from .view import ENERGY, LATENCY, MACS, PRECISIONS, Metric, View, cost_rows, energy_source, records
+from .view import (
+    ENERGY,
+    LATENCY,
+    MACS,
+    PRECISIONS,
+    Metric,
+    View,
+    cost_rows,
+    energy_source,
+    latency_note,
+    records,
+)
 from .words import listing, percent
 
 WORDS = {
@@ -50,6 +61,8 @@ def cost_per_unit(view: View, metric: Metric) -> Picture | Absent:
     precisions = _precisions(rows, metric)
     figure, axes = canvas(11, 5.6, 2, 1, sharex=True, sharey=True)
     label = WORDS[metric.column]
+    if metric is LATENCY:
+        label = f"latency (ms per sample{latency_note(rows)})"
     if metric is ENERGY:
         label = f"energy (mJ per sample,\n{energy_source(rows)})"
     _bars(axes[0], view, rows, metric, precisions, ("segment", "classifier"))

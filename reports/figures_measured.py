@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from .lines import measured, run_energy_source
+from .lines import measured, run_energy_source, run_latency_source
 from .picture import Absent, Picture
 from .style import BLACK, BLUE, VERMILLION, canvas, legend_below
 from .view import ENERGY, LATENCY, ROLE_WORDS, Metric, Setting, View
@@ -59,7 +59,7 @@ def run_label(view: View, row: Setting) -> str:
 
 def _label(rows: list[Setting], metric: Metric) -> str:
     if metric is LATENCY:
-        return "Latency per sample (ms, measured)"
+        return f"Latency per sample (ms, {run_latency_source(rows)})"
     return f"Energy per sample (mJ, {run_energy_source(rows)})"
 
 
@@ -119,7 +119,7 @@ def _caption(rows: list[Setting], metrics: list[Metric]) -> str:
         gaps = [g for row in rows if (g := gap(row, metric)) is not None]
         low, high = change(min(gaps), 1), change(max(gaps), 1)
         spread = low if low == high else f"{low} to {high}"
-        source = run_energy_source(rows) if metric is ENERGY else "measured"
+        source = run_energy_source(rows) if metric is ENERGY else run_latency_source(rows)
         parts.append(f"the {metric.noun} of the runs ({source}) is {spread} off its replay")
     same = [row["same_decisions"] for row in rows if row.get("same_decisions") is not None]
     text = f"The nearer the pair, the more the sweep can be trusted: {listing(parts)}"

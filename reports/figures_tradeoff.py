@@ -8,12 +8,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .lines import Line, front, lines, measured, others, run_energy_source
+from .columns import SETTING
+from .lines import Line, front, lines, measured, others, run_energy_source, run_latency_source
 from .origin import why_no_energy
 from .picture import Absent, Picture
-from .reading import SETTING
 from .style import BLACK, FAINT, GREY, LOOKS, canvas, legend_below, look_of, role_label
-from .view import ENERGY, LATENCY, MACS, Metric, Setting, View, energy_source, records
+from .view import (
+    ENERGY,
+    LATENCY,
+    MACS,
+    Metric,
+    Setting,
+    View,
+    energy_source,
+    latency_note,
+    records,
+    source_note,
+)
 from .words import accuracy_change, beta_words, percent, point_words, points, saving
 
 SHOWN_LOSS = 0.08
@@ -26,7 +37,7 @@ def axis_label(view: View, metric: Metric) -> str:
     if metric is ENERGY:
         return f"Energy per sample (mJ, {energy_source(view.test)})"
     return {
-        LATENCY.column: "Latency per sample (ms, replayed)",
+        LATENCY.column: f"Latency per sample (ms, replayed{latency_note(view.test)})",
         MACS.column: "MACs per sample (M)",
     }[metric.column]
 
@@ -179,7 +190,9 @@ def _run_words(view: View, metric: Metric) -> str:
     """What a run's mark tells: its energy may be modelled although it was really run."""
     if metric is ENERGY:
         return f"really run, energy {run_energy_source(measured(view))}"
-    return "really run, measured" if metric is LATENCY else "really run"
+    return (
+        f"really run, {run_latency_source(measured(view))}" if metric is LATENCY else "really run"
+    )
 
 
 def _recommended_point(axis: Axes, view: View, metric: Metric, precision: str) -> None:
@@ -257,5 +270,4 @@ def _caption(view: View, metric: Metric) -> str:
 
 
 def _value(row: Setting, metric: Metric) -> str:
-    source = f" ({row['energy_source']})" if metric is ENERGY else ""
-    return f"{metric.text(row[metric.column])}{source}"
+    return f"{metric.text(row[metric.column])}{source_note(metric, row)}"

@@ -10,9 +10,19 @@ from typing import Any
 
 from .choice import chosen_from, half_width, unequal
 from .figures_measured import gap, run_label
-from .lines import measured
+from .lines import measured, staged
 from .origin import energy_limits, place_words, ranking_limits
-from .view import ENERGY, LATENCY, MACS, Metric, Setting, View, cost_rows, energy_source
+from .view import (
+    ENERGY,
+    LATENCY,
+    MACS,
+    Metric,
+    Setting,
+    View,
+    cost_rows,
+    energy_source,
+    source_note,
+)
 from .words import (
     accuracy_change,
     change,
@@ -36,13 +46,12 @@ LUCK = (
 
 def told(view: View, row: Setting, metric: Metric, to: Setting | None = None) -> str:
     """A cost against the reference (or ``to``) in words, with the source of an energy."""
-    text = saving(view.ratio(row, metric, to), metric.noun)
-    return f"{text} ({row['energy_source']})" if metric is ENERGY else text
+    return f"{saving(view.ratio(row, metric, to), metric.noun)}{source_note(metric, row)}"
 
 
 def _sourced(metric: Metric, row: Setting) -> str:
-    """The metric's name, an energy's with its source."""
-    return f"{metric.noun} ({row['energy_source']})" if metric is ENERGY else metric.noun
+    """The metric's name, with the source where that has to be told."""
+    return f"{metric.noun}{source_note(metric, row)}"
 
 
 def headline(view: View) -> str:
@@ -337,7 +346,7 @@ def _runs_left_out(view: View) -> list[str]:
     """Runs of the directory that this page does not show, and runs over a part of the samples."""
     shown = measured(view)
     found = []
-    if others := len(view.run.measurements) - len(shown):
+    if others := len(view.run.measurements) - len(shown) - len(staged(view)):
         found.append(
             f"{others} measured run{'s' if others > 1 else ''} at another batch size, operating "
             "point or device left out."

@@ -122,21 +122,39 @@ def others(view: View, precision: str, drawn: list[Line]) -> pd.DataFrame:
 
 
 def measured(view: View, precision: str | None = None) -> list[Setting]:
-    """The measured runs at the reported batch size, operating point and device, in file order.
+    """The plain measured runs at the reported batch size, operating point and device, in order.
 
-    A run or a cost table that does not name one of these is taken to be of the other's.
+    A run or a cost table that does not name one of these is taken to be of the other's. Plain: one
+    batch after another and no governor, which is what the sweep prices.
     """
     return [
         row
         for row in view.run.measurements
-        if precision in (None, row["precision"]) and _at_place(view, row)
+        if precision in (None, row["precision"]) and plain(row) and _at_place(view, row)
     ]
 
 
-def _at_place(view: View, row: Setting) -> bool:
+def plain(row: Setting) -> bool:
+    """Whether a run is of the continuous scene and without a governor."""
+    return row.get("scene") in (None, "continuous") and not row.get("governor")
+
+
+def staged(view: View) -> list[Setting]:
+    """The measured runs in another scene or with a governor, at the reported batch size and device.
+
+    Their clocks are their own, so they belong to no operating point of the page.
+    """
+    return [
+        row
+        for row in view.run.measurements
+        if not plain(row) and _at_place(view, row, skip=("operating_point",))
+    ]
+
+
+def _at_place(view: View, row: Setting, skip: tuple[str, ...] = ()) -> bool:
     for column, value in view.place.items():
         own, unknown = row.get(column), value == "" or value != value
-        if own is not None and not unknown and own != value:
+        if column not in skip and own is not None and not unknown and own != value:
             return False
     return True
 
@@ -145,3 +163,9 @@ def run_energy_source(rows: list[Setting]) -> str:
     """Where the energies of measured runs come from."""
     found = sorted({str(r["energy_source"]) for r in rows if r.get("energy_mj") is not None})
     return listing(found) if found else "unavailable"
+
+
+def run_latency_source(rows: list[Setting]) -> str:
+    """Where the latencies of runs come from: measured, unless a row says that it is modelled."""
+    found = {r.get("latency_source") or "measured" for r in rows if r.get("latency_ms") is not None}
+    return listing(sorted(found)) if found else "unavailable"

@@ -15,7 +15,7 @@ from .findings import findings, headline, limits, verdict
 from .origin import device_words, profiled_here
 from .picture import Absent, Picture
 from .tables import Table
-from .view import ENERGY, METRICS, View, energy_source, flatten
+from .view import ENERGY, METRICS, View, energy_source, flatten, source_note
 from .words import NONE, change, percent, points
 
 SECTIONS = (
@@ -119,10 +119,9 @@ def tiles(view: View) -> list[Tile]:
             text = "unavailable" if metric is ENERGY else NONE
             found.append(Tile(f"{metric.noun} per sample", text, "not known in this run"))
             continue
-        source = f" ({row['energy_source']})" if metric is ENERGY else ""
         found.append(
             Tile(
-                f"{metric.noun} per sample{source}",
+                f"{metric.noun} per sample{source_note(metric, row)}",
                 metric.text(value),
                 f"{change(view.ratio(row, metric))}; {against}: {metric.text(base)}",
             )

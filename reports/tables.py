@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from ..harness.files import replacing
+from .columns import ENERGY_SOURCES, SETTING
 from .figures_measured import gap, run_label
 from .lines import front, measured
-from .reading import ENERGY_SOURCES, SETTING
 from .view import ENERGY, LATENCY, MACS, ROLE_WORDS, Setting, View, cost_rows, realisable, records
 from .words import (
     NONE,

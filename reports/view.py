@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .reading import ENERGY_SOURCES, PLACE, SETTING, Run, as_text
+from .columns import ENERGY_SOURCES, PLACE, SETTING
+from .reading import Run, as_text
 from .words import figures, listing, millions
 
 Setting = dict[str, Any]
@@ -334,6 +335,26 @@ def _recommend(view: View) -> Setting | None:
     if best is None:
         return None
     return next(iter(records(view.test[view.test["key"] == best["key"]])), None)
+
+
+def source_note(metric: Metric, row: Mapping[str, Any]) -> str:
+    """Where a setting's cost comes from, in brackets after a blank.
+
+    An energy always says it, a latency where it was not measured.
+    """
+    if metric is ENERGY:
+        return f" ({row['energy_source']})"
+    return " (modelled)" if metric is LATENCY and row.get("latency_source") == "modelled" else ""
+
+
+def latency_note(frame: pd.DataFrame) -> str:
+    """What goes behind "ms" where latencies in ``frame`` are not measured: ``, modelled``."""
+    if "latency_source" not in frame.columns:
+        return ""
+    modelled = frame.loc[frame["latency_ms"].notna(), "latency_source"] == "modelled"
+    if not modelled.any():
+        return ""
+    return ", modelled" if modelled.all() else ", partly modelled"
 
 
 def energy_source(frame: pd.DataFrame) -> str:
