@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from .errors import ExitbenchError
-from .meters.base import Source
+from .meters.base import Source, weakest
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class PointCosts:
         segments_s: arrays (E + 1,), like ``segments_j``.
         heads_s: arrays (E,), like ``heads_j``, ``forecasts_s`` and ``forecasts_j``.
         classifier_s: single values, like ``classifier_j``.
+        energy_source: the weakest source among the energies, ``latency_source`` among the times.
     """
 
     name: str
@@ -39,6 +40,8 @@ class PointCosts:
     heads_j: np.ndarray
     forecasts_j: np.ndarray
     classifier_j: float
+    energy_source: Source = "modelled"
+    latency_source: Source = "modelled"
 
     @property
     def full_s(self) -> float:
@@ -64,17 +67,25 @@ class OperatingTable:
         points: slowest first; the last is the top clock.
         idle_w: watts while the device waits.
         switch_s: seconds until another point is in force; nothing is computed meanwhile.
-        energy_source: the weakest source among the energies.
-        latency_source: the weakest among the times.
+        idle_source: where ``idle_w`` comes from.
         notes: what had to be assumed, as sentences.
     """
 
     points: tuple[PointCosts, ...]
     idle_w: float
     switch_s: float
-    energy_source: Source
-    latency_source: Source
+    idle_source: Source = "modelled"
     notes: tuple[str, ...] = ()
+
+    @property
+    def energy_source(self) -> Source:
+        """The weakest source among the energies of all points."""
+        return weakest(point.energy_source for point in self.points)
+
+    @property
+    def latency_source(self) -> Source:
+        """The weakest source among the times of all points."""
+        return weakest(point.latency_source for point in self.points)
 
     @property
     def exits(self) -> int:

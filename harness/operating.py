@@ -1,0 +1,212 @@
+"""What the parts of a network cost at every operating point of a device.
+
+The cost table's rows at operating point ``default`` were measured with the clocks as they were,
+which are taken for the top clock. Rows at other operating points were measured at a set clock and
+are used as they are. All others are modelled from the top clock by ``dvfs.py``: times by its time
+factor, energies by that and the ratio of its powers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..profiles.schema import Profile
+from .costs import CostTable, Prices
+from .dvfs import Dvfs, Point, dvfs_of, find_point, points_of
+from .errors import ExitbenchError
+from .meters.base import Source, weakest
+from .pointcosts import OperatingTable, PointCosts
+
+DEFAULT = "default"
+TOP_ASSUMED = (
+    "the clocks of the cost table's rows 'default' are not known; they are taken for the top clock"
+)
+
+
+class NothingToGovern(ExitbenchError):
+    """A device or a cost table that leaves a governor nothing to choose from."""
+
+
+def operating_table(
+    table: CostTable,
+    prices: Prices,
+    profile: Profile,
+    device_class: str,
+    *,
+    busy: float = 1.0,
+    points: Sequence[Point] | None = None,
+    idle_w: float | None = None,
+    idle_source: Source = "measured",
+) -> OperatingTable:
+    """The costs of every operating point of a device, slowest first.
+
+    Args:
+        table: where rows measured at other operating points are looked for.
+        prices: of ``table``: one precision, batch size 1, operating point ``default``.
+        profile: hardware profile of the device.
+        device_class: ``cpu`` or ``gpu``.
+        busy: share of the device's cores that the network keeps busy.
+        points: those that can be set; all that the profile knows if None.
+        idle_w: watts of the waiting device; those of the profile if None.
+        idle_source: where ``idle_w`` comes from.
+
+    Raises:
+        NothingToGovern: the profile knows no clocks, or no power of this device class.
+        ExitbenchError: the prices are of another batch size, or lack latencies.
+    """
+    _check(table, prices)
+    points = points_of(profile, device_class) if points is None else tuple(points)
+    if not points:
+        raise NothingToGovern(
+            f"hardware profile {profile.name} knows no clock levels of the {device_class.upper()}, "
+            f"so there is nothing to govern. Add [clocks.{device_class}] to a copy of "
+            f"{profile.path}, or give another --hardware."
+        )
+    try:
+        model = dvfs_of(profile, device_class, busy=busy)
+    except ExitbenchError as error:
+        raise NothingToGovern(str(error)) from error
+    measured, notes = _measured(table, prices, profile, device_class, points)
+    top = points[-1]
+    base = measured.get(top.name, prices)
+    costs = []
+    for point in points:
+        found = measured.get(point.name)
+        if found is None:
+            costs.append(_modelled(base, model, point, top))
+        else:
+            costs.append(_point(found, point, model.power_w(point)))
+    if base is prices:
+        notes = [TOP_ASSUMED, *notes]
+    return OperatingTable(
+        tuple(costs),
+        model.idle_w if idle_w is None else idle_w,
+        model.switch_s,
+        "modelled" if idle_w is None else idle_source,
+        (*notes, *model.assumptions),
+    )
+
+
+def _check(table: CostTable, prices: Prices) -> None:
+    if prices.batch_size != 1:
+        raise ExitbenchError(
+            f"{table.where} prices {prices.precision} at batch size {prices.batch_size} only, but "
+            "a governor follows single requests; profile with --batch-sizes 1"
+        )
+    parts = {
+        "segment": prices.segments["latency_ms"],
+        "head": prices.heads["latency_ms"],
+        "classifier": np.array([prices.classifier["latency_ms"]]),
+    }
+    unknown = [
+        f"{kind} {index + 1}"
+        for kind, values in parts.items()
+        for index in np.flatnonzero(np.isnan(values))
+    ]
+    if unknown:
+        named = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        raise ExitbenchError(
+            f"{table.where} has no latency_ms of {named} ({prices.precision}, batch 1), so the "
+            "time left until a deadline cannot be told; fill the column in, or profile with "
+            "'exitbench profile'"
+        )
+
+
+def _measured(
+    table: CostTable,
+    prices: Prices,
+    profile: Profile,
+    device_class: str,
+    points: Sequence[Point],
+) -> tuple[dict[str, Prices], list[str]]:
+    """Prices that were measured at a point, by its name; and what could not be placed."""
+    found: dict[str, Prices] = {}
+    notes = []
+    for precision, batch_size, name in table.settings():
+        if (precision, batch_size) != (prices.precision, 1) or name == DEFAULT:
+            continue
+        point = _placed(name, profile, device_class, points)
+        if point is None:
+            notes.append(f"operating point {name!r} of {table.where} is none of this device")
+            continue
+        found[point] = table.select(precision, 1, name)
+        _check(table, found[point])
+    return found, notes
+
+
+def _placed(
+    name: str, profile: Profile, device_class: str, points: Sequence[Point]
+) -> str | None:
+    names = [point.name for point in points]
+    if name in names:
+        return name
+    known = {each.name for each in profile.operating_points}
+    if name in known:
+        try:
+            alias = find_point(profile, device_class, name).name
+        except ExitbenchError:
+            return None
+        return alias if alias in names else None
+    return None
+
+
+def _modelled(base: Prices, model: Dvfs, point: Point, top: Point) -> PointCosts:
+    """The costs at a point, from those at the top clock."""
+    costs = _point(base, top, model.power_w(top))
+    if point is top:
+        return costs
+    slower = model.time_factor(point)
+    dearer = slower * model.power_w(point) / model.power_w(top)
+    return replace(
+        costs,
+        name=point.name,
+        clock_mhz=dict(point.clock_mhz),
+        f_ratio=point.f_ratio * point.units,
+        segments_s=costs.segments_s * slower,
+        heads_s=costs.heads_s * slower,
+        forecasts_s=costs.forecasts_s * slower,
+        classifier_s=costs.classifier_s * slower,
+        segments_j=costs.segments_j * dearer,
+        heads_j=costs.heads_j * dearer,
+        forecasts_j=costs.forecasts_j * dearer,
+        classifier_j=costs.classifier_j * dearer,
+        energy_source="modelled",
+        latency_source="modelled",
+    )
+
+
+def _point(prices: Prices, point: Point, power_w: float) -> PointCosts:
+    """Prices as the costs of a point; an energy that is not known is power times time."""
+    parts = {
+        "segments": prices.segments,
+        "heads": prices.heads,
+        "forecasts": prices.forecasts,
+        "classifier": {name: np.array([value]) for name, value in prices.classifier.items()},
+    }
+    seconds = {name: part["latency_ms"] * 1e-3 for name, part in parts.items()}
+    joules = {name: part["energy_mj"] * 1e-3 for name, part in parts.items()}
+    unknown = {name: np.isnan(joules[name]) & ~np.isnan(seconds[name]) for name in parts}
+    filled = {
+        name: np.where(unknown[name], seconds[name] * power_w, joules[name]) for name in parts
+    }
+    sources: list[Source] = ["modelled"] if any(u.any() for u in unknown.values()) else []
+    if any((~np.isnan(values)).any() for values in joules.values()):
+        sources.append(prices.energy_source)
+    return PointCosts(
+        point.name,
+        dict(point.clock_mhz),
+        point.f_ratio * point.units,
+        seconds["segments"],
+        seconds["heads"],
+        seconds["forecasts"],
+        float(seconds["classifier"][0]),
+        filled["segments"],
+        filled["heads"],
+        filled["forecasts"],
+        float(filled["classifier"][0]),
+        weakest(sources),
+        prices.latency_source,
+    )
