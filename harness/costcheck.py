@@ -223,7 +223,9 @@ def _check_what_belongs_to_a_value(line: int, row: Row, faults: _Faults) -> None
         )
     for name in ("net_energy_mj", "energy_uncertainty_mj"):
         if row[name] is not None and row["energy_mj"] is None:
-            faults.add(line, f"{name} is {row[name]:g} but energy_mj is empty; give both or neither")
+            faults.add(
+                line, f"{name} is {row[name]:g} but energy_mj is empty; give both or neither"
+            )
 
 
 def _check_units(key: tuple[Any, ...], group: list[tuple[int, Row]], faults: _Faults) -> None:

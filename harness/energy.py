@@ -1,28 +1,27 @@
-"""Energy of small units: windows wide enough for the counter that reads them.
+"""Energy of small units: gross, net of idle, with its uncertainty and where it comes from.
 
-A counter that updates every T seconds needs a window of many updates, so a unit is repeated until
-its window is that wide. Windows of all units are interleaved in shuffled rounds, as in
-``timing.py``. A meter without a counter (power x time) resolves any window; its energy is its
-power times the measured latency.
+A counter that updates every T seconds needs windows of many updates: ``tiers.py`` plans them,
+``windows.py`` takes them. A meter without a counter (power x time) resolves any window; its energy
+is its power times the measured latency.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from .meters.base import Meter, Reading, Source, minimum_window_s, weakest
+from .energynotes import interval_notes, summary, window_notes
+from .idle import UNKNOWN, Idle, between, idle_takes_s, measure_idle
+from .meters.base import Clock, Meter, Reading, Source, minimum_window_s, weakest
+from .tiers import TIERS, Plan, Tier, plan_windows
 from .timing import Limits, Timing, median_interval
+from .windows import Taken, Unit, take_windows
 
-_WINDOWS = 8  # per unit, where time allows; 6 are the least that give an interval
-_MARGIN = 1.1  # the latency that the number of calls is taken from may be a little high
-CAP_S = 1800.0  # a counter may take this long at most, unless it is told otherwise
-_ENOUGH = 3  # windows per unit that the time is made to suffice for
-_WIDEST = 10  # times the calls that the measured latency asks for; more would never end
+_IDLE_SHARE = 0.1  # of a time that is bounded from outside, for idle power
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,11 @@ class UnitEnergy:
     """Energy of one call of a unit; None is unknown and its source then ``unavailable``.
 
     Attributes:
-        total_j: joules of all domains.
+        total_j: joules of all domains, idle power included.
         interval_j: 95% interval of the median total; None with fewer than 6 windows.
+        uncertainty_j: the energy of every window lies within this much of what was read, as far
+            as edges, sampling and resolution of the meter go; None where the meter states none.
+        net_j: joules above idle power x time; may be negative.
         source: weakest source of the domains.
         gpu_j, gpu_source, cpu_j, cpu_source: the same of one domain.
         power_w: mean power of all domains while the unit ran.
@@ -39,6 +41,8 @@ class UnitEnergy:
 
     total_j: float | None = None
     interval_j: tuple[float, float] | None = None
+    uncertainty_j: float | None = None
+    net_j: float | None = None
     source: Source = "unavailable"
     gpu_j: float | None = None
     gpu_source: Source = "unavailable"
@@ -47,116 +51,160 @@ class UnitEnergy:
     power_w: float | None = None
 
 
+@dataclass(frozen=True)
+class Energies:
+    """What a measurement of energies gave.
+
+    Attributes:
+        units: per unit.
+        notes: what could not be resolved or makes a window a bad one, with the units it befell.
+        idle: the idle power that net energies are told from.
+        summary: tier, windows, flags, conditions and checks, for the manifest.
+    """
+
+    units: dict[str, UnitEnergy]
+    notes: list[str] = field(default_factory=list)
+    idle: Idle = UNKNOWN
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
 def measure_energy(
-    units: Mapping[str, Callable[[], object]],
+    units: Mapping[str, Unit],
     timings: Mapping[str, Timing],
     meter: Meter,
     limits: Limits,
     *,
+    tier: Tier = TIERS["quick"],
+    idle: Idle | None = None,
     synchronise: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, UnitEnergy], list[str]]:
-    """The energy of one call of every unit, and notes on what could not be resolved.
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Clock = time.perf_counter,
+) -> Energies:
+    """The energy of one call of every unit.
 
     Args:
         units: what to measure.
         timings: their latencies, from ``timing.measure``.
         meter: where energy comes from.
-        limits: ``energy_seconds`` bounds the windows of a counter; ``seed`` orders them.
+        limits: ``energy_seconds`` bounds all of it; ``seed`` orders the windows.
+        tier: how long every unit is measured.
+        idle: idle power that is known already; measured first if None.
         synchronise: waits for the device; called before both edges of a window.
         say: takes one line on how long a counter will take, before it does.
+        sleep, clock: wait, and a monotonic clock, in seconds.
     """
-    narrowest_s = minimum_window_s(meter)
-    calls = {
-        name: max(1, math.ceil(_MARGIN * narrowest_s / max(timings[name].median_s, 1e-9)))
-        for name in units
-    }
-    round_s = sum(calls[name] * timings[name].median_s for name in units)
-    allowed_s = _allowed_s(limits, round_s)
-    rounds = min(_WINDOWS, int(allowed_s / round_s + 1e-9)) if narrowest_s else 1
-    if rounds < 1:
-        note = (
-            f"energy unavailable: {meter.name} updates every {meter.update_period_s:.3g} s, so "
-            f"windows of {narrowest_s:.3g} s for {len(units)} units need {round_s:.3g} s, but "
-            f"{allowed_s:.3g} s are allowed; give more with --energy-seconds"
-        )
-        return {name: UnitEnergy() for name in units}, [note]
-    if narrowest_s:
-        say(
-            f"energy: {rounds} windows of {narrowest_s:.3g} s for each of {len(units)} units, "
-            f"about {rounds * round_s:.0f} s"
-        )
-    readings = _windows(
-        units, calls, rounds, meter, replace(limits, energy_seconds=allowed_s), synchronise
+    if minimum_window_s(meter) <= 0 and meter.source != "measured":
+        return _priced(units, timings, meter, synchronise)
+    allowed_s = limits.energy_seconds
+    idle_s = _idle_s(tier, allowed_s)
+    waits = int(idle is None) + int(tier.idle_after)
+    waits_s = waits * idle_takes_s(meter, idle_s)
+    latencies = {name: timings[name].median_s for name in units}
+    plan = plan_windows(
+        tier,
+        list(latencies.values()),
+        narrowest_s=minimum_window_s(meter),
+        edge_s=2 * (meter.update_period_s or 0.0),
+        allowed_s=None if allowed_s is None else max(0.0, allowed_s - waits_s),
     )
-    energies = {
-        name: _read(taken) if narrowest_s else _modelled(taken[0][1], timings[name])
-        for name, taken in readings.items()
-    }
-    return energies, _notes(readings)
+    if plan.windows < 1:
+        return _nothing_fits(units, meter, plan, waits_s, idle or UNKNOWN, allowed_s or 0.0)
+    say(_time_words(plan, len(units), waits_s))
+    if idle is None:
+        idle = measure_idle(meter, idle_s, sleep=sleep)
+    taken = take_windows(
+        units, latencies, plan, meter, seed=limits.seed,
+        allowed_s=None if allowed_s is None else plan.most_s,
+        synchronise=synchronise, clock=clock,
+    )  # fmt: skip
+    if tier.idle_after:
+        idle = between(idle, measure_idle(meter, idle_s, sleep=sleep))
+    notes = [*_tier_notes(plan, tier, allowed_s), *([idle.note] if idle.note else [])]
+    return Energies(
+        {name: _read(windows, idle) for name, windows in taken.items()},
+        [*notes, *interval_notes(taken, plan), *window_notes(taken)],
+        idle,
+        summary(taken, plan.name, plan.window_s, idle),
+    )
 
 
-def _allowed_s(limits: Limits, round_s: float) -> float:
-    if limits.energy_seconds is not None:
-        return limits.energy_seconds
-    return min(CAP_S, _ENOUGH * round_s)
+def _idle_s(tier: Tier, allowed_s: float | None) -> float:
+    return tier.idle_s if allowed_s is None else min(tier.idle_s, _IDLE_SHARE * allowed_s)
 
 
-def _windows(
-    units: Mapping[str, Callable[[], object]],
-    calls: dict[str, int],
-    rounds: int,
+def _nothing_fits(
+    units: Mapping[str, Unit],
     meter: Meter,
-    limits: Limits,
-    synchronise: Callable[[], None],
-) -> dict[str, list[tuple[int, Reading]]]:
-    """Readings of every unit with the calls in each; all units once per round."""
-    narrowest_s = minimum_window_s(meter)
-    most = {name: _WIDEST * calls[name] for name in units}
-    readings: dict[str, list[tuple[int, Reading]]] = {name: [] for name in units}
-    order = np.random.default_rng(limits.seed)
-    names = list(units)
-    begin_s = time.perf_counter()
-    for number in range(rounds):
-        # A unit that ran faster than expected widens its windows, and so may use up the time.
-        if number and time.perf_counter() - begin_s > (limits.energy_seconds or CAP_S):
-            break
-        for position in order.permutation(len(names)):
-            name = names[position]
-            taken = _resolved(units[name], calls[name], most[name], meter, narrowest_s, synchronise)
-            calls[name] = taken[0]
-            readings[name].append(taken)
-    return readings
+    plan: Plan,
+    waits_s: float,
+    idle: Idle,
+    allowed_s: float,
+) -> Energies:
+    note = (
+        f"energy unavailable: {meter.name} updates every {meter.update_period_s or 0:.3g} s, so "
+        f"one window of {plan.window_s:.3g} s for each of {len(units)} units and idle power need "
+        f"{plan.need_s + waits_s:.3g} s, but {allowed_s:.3g} s are allowed; give more with "
+        "--energy-seconds, or leave it out"
+    )
+    return Energies({name: UnitEnergy() for name in units}, [note], idle, {"tier": None})
 
 
-def _resolved(
-    unit: Callable[[], object],
-    calls: int,
-    most: int,
+def _time_words(plan: Plan, units: int, waits_s: float) -> str:
+    windows = f"{plan.windows} window{'s' * (plan.windows > 1)} of {plan.window_s:.3g} s"
+    each = f"each of {units} units" if units > 1 else "one unit"
+    words = f"energy ({plan.name}): {windows} for {each}"
+    if waits_s > 0:
+        words += f" and {_duration(waits_s)} of idle"
+    words += f", about {_duration(plan.need_s + waits_s)}"
+    if plan.interval is not None and plan.most_s > plan.need_s:
+        words += (
+            f"; up to {_duration(plan.most_s + waits_s)} where that takes until the 95% interval "
+            f"is within {plan.interval:.0%}"
+        )
+    return words
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _tier_notes(plan: Plan, tier: Tier, allowed_s: float | None) -> list[str]:
+    if plan.reached:
+        return []
+    return [
+        f"energy: the tier {tier.name} was not reached in the {allowed_s:.3g} s allowed: "
+        f"{plan.windows} window{'s' * (plan.windows > 1)} of {plan.window_s:.3g} s per unit "
+        f"instead of {tier.windows} of {max(tier.window_s, plan.window_s):.3g} s; leave out "
+        "--energy-seconds to reach it"
+    ]
+
+
+def _priced(
+    units: Mapping[str, Unit],
+    timings: Mapping[str, Timing],
     meter: Meter,
-    narrowest_s: float,
     synchronise: Callable[[], None],
-) -> tuple[int, Reading]:
-    """A window of at least ``narrowest_s`` and the calls in it, from ``calls`` up to ``most``."""
-    while True:
+) -> Energies:
+    """Energies of a meter without a counter: its power, from one window each, times the latency."""
+    idle = measure_idle(meter, 0.0)
+    taken: dict[str, list[Taken]] = {}
+    for name, unit in units.items():
         synchronise()
         window = meter.open()
-        for _ in range(calls):
-            unit()
+        unit()
         synchronise()
-        reading = window.close()
-        if reading.seconds >= narrowest_s:
-            return calls, reading
-        if calls >= most:
-            break
-        missing = narrowest_s / max(reading.seconds, narrowest_s / _WIDEST)
-        calls = min(most, math.ceil(_MARGIN * missing * calls))
-    unknown: dict[str, float | None] = dict.fromkeys(reading.joules)
-    note = f"its window of {reading.seconds:.3g} s stayed below {narrowest_s:.3g} s"
-    return calls, replace(reading, joules=unknown, note=reading.note or note)
+        taken[name] = [Taken(1, window.close())]
+    energies = {
+        name: _modelled(windows[0].reading, timings[name], idle)
+        for name, windows in taken.items()
+    }
+    return Energies(energies, window_notes(taken), idle, summary(taken, None, None, idle))
 
 
-def _modelled(reading: Reading, timing: Timing) -> UnitEnergy:
+def _modelled(reading: Reading, timing: Timing, idle: Idle) -> UnitEnergy:
     """Power of the reading times the latency, which is known better than one short window."""
 
     def of_a_call(joules: float | None, latency_s: float) -> float | None:
@@ -168,9 +216,11 @@ def _modelled(reading: Reading, timing: Timing) -> UnitEnergy:
     if total is not None and timing.interval_s is not None:
         low_s, high_s = timing.interval_s
         interval = (total / reading.seconds * low_s, total / reading.seconds * high_s)
+    gross_j = of_a_call(total, timing.median_s)
     return UnitEnergy(
-        total_j=of_a_call(total, timing.median_s),
+        total_j=gross_j,
         interval_j=interval,
+        net_j=_net(gross_j, idle, timing.median_s),
         source=reading.total_source,
         gpu_j=of_a_call(reading.gpu_j, timing.median_s),
         gpu_source=reading.gpu_source,
@@ -180,36 +230,38 @@ def _modelled(reading: Reading, timing: Timing) -> UnitEnergy:
     )
 
 
-def _read(taken: list[tuple[int, Reading]]) -> UnitEnergy:
-    """Medians over windows of a counter, each of (calls, reading)."""
-    totals = [(calls, r.total_j, r.seconds) for calls, r in taken]
-    per_call = [joules / calls for calls, joules, _ in totals if joules is not None]
-    power = [joules / seconds for _, joules, seconds in totals if joules is not None]
-    gpu = [r.gpu_j / calls for calls, r in taken if r.gpu_j is not None]
-    cpu = [r.cpu_j / calls for calls, r in taken if r.cpu_j is not None]
+def _net(gross_j: float | None, idle: Idle, seconds: float) -> float | None:
+    if gross_j is None or idle.power_w is None:
+        return None
+    return gross_j - idle.power_w * seconds
+
+
+def _read(taken: list[Taken], idle: Idle) -> UnitEnergy:
+    """Medians over the windows of a counter, per call."""
+    resolved = [each for each in taken if each.energy_j is not None]
+    per_call = [each.energy_j for each in resolved if each.energy_j is not None]
+    net = [_net(each.energy_j, idle, each.reading.seconds / each.calls) for each in resolved]
+    unsure = [
+        each.reading.total_uncertainty_j / each.calls
+        for each in resolved
+        if each.reading.total_uncertainty_j is not None
+    ]
+    power = [each.energy_j * each.calls / each.reading.seconds for each in resolved
+             if each.energy_j is not None]  # fmt: skip
+    gpu = [each.reading.gpu_j / each.calls for each in taken if each.reading.gpu_j is not None]
+    cpu = [each.reading.cpu_j / each.calls for each in taken if each.reading.cpu_j is not None]
     return UnitEnergy(
         total_j=_median(per_call),
         interval_j=median_interval(per_call),
-        source=weakest(r.total_source for _, r in taken if r.total_j is not None),
+        uncertainty_j=max(unsure) if resolved and len(unsure) == len(resolved) else None,
+        net_j=_median([value for value in net if value is not None]),
+        source=weakest(each.reading.total_source for each in resolved),
         gpu_j=_median(gpu),
-        gpu_source=weakest(r.gpu_source for _, r in taken if r.gpu_j is not None),
+        gpu_source=weakest(e.reading.gpu_source for e in taken if e.reading.gpu_j is not None),
         cpu_j=_median(cpu),
-        cpu_source=weakest(r.cpu_source for _, r in taken if r.cpu_j is not None),
+        cpu_source=weakest(e.reading.cpu_source for e in taken if e.reading.cpu_j is not None),
         power_w=_median(power),
     )
-
-
-def _notes(readings: Mapping[str, list[tuple[int, Reading]]]) -> list[str]:
-    """Why readings are incomplete: each reason once, with the units it befell."""
-    befell: dict[str, list[str]] = {}
-    for name, taken in readings.items():
-        for note in sorted({reading.note for _, reading in taken if reading.note}):
-            befell.setdefault(note, []).append(name)
-    return [
-        f"energy unresolved for {'all units' if len(names) == len(readings) else ', '.join(names)}"
-        f": {note}"
-        for note, names in befell.items()
-    ]
 
 
 def _median(values: list[float]) -> float | None:

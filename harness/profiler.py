@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.counting import FLOAT_BYTES, Counts, NetworkCounts
-from .energy import UnitEnergy, measure_energy
+from .energy import Energies, UnitEnergy, measure_energy
 from .errors import ExitbenchError
+from .idle import Idle
 from .meters.base import Meter
 from .parts import WHOLE, Call, Forecast, Part, leads, walk_parts
 from .runtime.base import Prepared
+from .tiers import TIERS, Tier
 from .timing import Limits, Timing, measure
 
+SHARES = {"latency_ms": "residue_share", "energy_mj": "residue_energy_share"}
 ELEMENT_BYTES: dict[str, int] = {"fp32": FLOAT_BYTES, "bf16": 2, "int8": 1}
 
 Say = Callable[[str], None]
@@ -38,12 +41,16 @@ class Profile:
         whole: the whole network beside the sum of its parts, per sample, for the manifest.
         notes: what was not reached or could not be resolved, one sentence each.
         samples_ms: the raw latencies per sample of the data, by part (``segment 3``, ``whole``).
+        energy: tier, windows, flags, conditions and checks of the energies, for the manifest.
+        idle: the idle power that net energies are told from; None without a meter.
     """
 
     rows: list[dict[str, Any]]
     whole: dict[str, Any]
     notes: tuple[str, ...]
     samples_ms: dict[str, list[float]]
+    energy: dict[str, Any] = field(default_factory=dict)
+    idle: Idle | None = None
 
 
 def profile(
@@ -57,6 +64,8 @@ def profile(
     forecast_counts: Counts | None = None,
     operating_point: str = "default",
     clock_mhz: float | None = None,
+    tier: Tier = TIERS["quick"],
+    idle: Idle | None = None,
     say: Say = lambda line: None,
 ) -> Profile:
     """The measured cost of every part of ``prepared``.
@@ -73,6 +82,8 @@ def profile(
         forecast_counts: the MACs and FLOPs of one sample's forecast; needed with ``forecast``.
         operating_point: name of the clock setting.
         clock_mhz: the clock in MHz, where known.
+        tier: how long the energy of every part is measured.
+        idle: idle power that is known already; measured before the energies if None.
         say: takes one line on how long the energy will take.
 
     Raises:
@@ -81,7 +92,14 @@ def profile(
     """
     _check(prepared, counts, inputs, forecast, forecast_counts)
     units = walk_parts(prepared, inputs, forecast)
-    timings, energies, notes = _measured(prepared, units, limits, meter, say)
+    timings = _timed(prepared, units, limits)
+    energies = Energies({name: UnitEnergy() for name in timings})
+    if meter is not None:
+        named = {_label(part): call for part, call in units.items()}
+        energies = measure_energy(
+            named, timings, meter, limits, tier=tier, idle=idle,
+            synchronise=prepared.synchronise, say=say,
+        )  # fmt: skip
     batch = len(inputs)
     setting = _setting(prepared, batch)
     setting |= {"operating_point": operating_point, "clock_mhz": clock_mhz}
@@ -94,27 +112,20 @@ def profile(
                 | setting
                 | _count_columns(part, counted, prepared.precision, batch)
                 | _latency_columns(timings[_label(part)], batch)
-                | _energy_columns(energies[_label(part)], batch)
+                | _energy_columns(energies.units[_label(part)], batch)
                 | {"uncounted": counted.uncounted_text() or None}
             )
-    whole = _whole(timings["whole"], energies["whole"], rows, batch)
-    return Profile(rows, whole, tuple(notes), _raw_samples(timings, batch))
+    whole = _whole(timings["whole"], energies.units["whole"], rows, batch)
+    notes = (*_timing_notes(timings, limits), *energies.notes, *_residue_notes(whole))
+    samples = _raw_samples(timings, batch)
+    return Profile(rows, whole, notes, samples, energies.summary, energies.idle)
 
 
-def _measured(
-    prepared: Prepared, units: dict[Part, Call], limits: Limits, meter: Meter | None, say: Say
-) -> tuple[dict[str, Timing], dict[str, UnitEnergy], list[str]]:
-    """Latency and energy of every unit by its label, and what there is to note of them."""
+def _timed(prepared: Prepared, units: dict[Part, Call], limits: Limits) -> dict[str, Timing]:
+    """The latency of every unit by its label."""
     named = {_label(part): call for part, call in units.items()}
     before = {_label(part): [_label(lead) for lead in leads(part)] for part in units}
-    timings = measure(named, limits, leads=before, synchronise=prepared.synchronise)
-    notes = _timing_notes(timings, limits)
-    if meter is None:
-        return timings, {name: UnitEnergy() for name in named}, notes
-    energies, unresolved = measure_energy(
-        named, timings, meter, limits, synchronise=prepared.synchronise, say=say
-    )
-    return timings, energies, [*notes, *unresolved]
+    return measure(named, limits, leads=before, synchronise=prepared.synchronise)
 
 
 def _check(
@@ -187,6 +198,7 @@ def _latency_columns(timing: Timing, batch: int) -> dict[str, Any]:
         "latency_ms": _milli(timing.median_s, batch),
         "latency_low_ms": _milli(low, batch),
         "latency_high_ms": _milli(high, batch),
+        "latency_source": "measured",
         "repeats": timing.repeats,
     }
 
@@ -197,7 +209,9 @@ def _energy_columns(energy: UnitEnergy, batch: int) -> dict[str, Any]:
         "energy_mj": _milli(energy.total_j, batch),
         "energy_low_mj": _milli(low, batch),
         "energy_high_mj": _milli(high, batch),
+        "energy_uncertainty_mj": _milli(energy.uncertainty_j, batch),
         "energy_source": energy.source,
+        "net_energy_mj": _milli(energy.net_j, batch),
         "gpu_energy_mj": _milli(energy.gpu_j, batch),
         "gpu_energy_source": energy.gpu_source,
         "cpu_energy_mj": _milli(energy.cpu_j, batch),
@@ -218,8 +232,41 @@ def _whole(
         known = parts is not None and whole[quantity] is not None
         whole[f"parts_{quantity}"] = parts
         whole[f"residue_{quantity}"] = whole[quantity] - parts if known else None
-    whole["residue_share"] = whole["residue_latency_ms"] / whole["latency_ms"]
+        shared = known and whole[quantity]
+        whole[SHARES[quantity]] = whole[f"residue_{quantity}"] / whole[quantity] if shared else None
+    whole["residue_energy_explained_mj"] = _explained([whole, *backbone])
     return whole
+
+
+def _explained(rows: list[dict[str, Any]]) -> float | None:
+    """The residue in mJ that could come from not knowing the energies better; None if unknown.
+
+    Each may be off by its interval or its uncertainty, whichever is larger, and all of them may be
+    off in the same direction.
+    """
+    if any(row["energy_source"] != "measured" for row in rows):
+        return None
+    sides = []
+    for row in rows:
+        ends = [row["energy_low_mj"], row["energy_high_mj"]]
+        half = [abs(end - row["energy_mj"]) for end in ends if end is not None]
+        known = [*half, *[u for u in [row["energy_uncertainty_mj"]] if u is not None]]
+        if not known:
+            return None
+        sides.append(max(known))
+    return math.fsum(sides)
+
+
+def _residue_notes(whole: dict[str, Any]) -> list[str]:
+    residue, explained = whole["residue_energy_mj"], whole["residue_energy_explained_mj"]
+    if residue is None or explained is None or abs(residue) <= explained:
+        return []
+    return [
+        f"the whole network takes {whole['energy_mj']:.4g} mJ, the sum of its parts "
+        f"{whole['parts_energy_mj']:.4g} mJ: the residue of {residue:+.3g} mJ "
+        f"({whole['residue_energy_share']:+.1%}) is more than the {explained:.3g} mJ that the "
+        "uncertainties explain; parts alone work the caches and the device differently"
+    ]
 
 
 def _raw_samples(timings: dict[str, Timing], batch: int) -> dict[str, list[float]]:

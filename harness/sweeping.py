@@ -168,8 +168,9 @@ def _write_scenarios(
 ) -> None:
     """What the chosen settings cost per request and hour; no file where none can be told."""
     hardware = directory.manifest.get("hardware", {})
-    idle_w, source = hardware.get("idle_w"), hardware.get("idle_source") or "unavailable"
-    rows = scenario_rows(chosen, periods_ms, idle_w, source if idle_w is not None else "unavailable")
+    idle_w = hardware.get("idle_w")
+    source = "unavailable" if idle_w is None else hardware.get("idle_source", "unavailable")
+    rows = scenario_rows(chosen, periods_ms, idle_w, source)
     if not rows:
         directory.scenarios.unlink(missing_ok=True)
         return

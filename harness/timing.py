@@ -41,7 +41,7 @@ class Limits:
             of the clock; 0 where a repeated unit would find in the caches what is cold in a run.
         max_samples: samples per unit that are enough, whatever the interval.
         energy_seconds: time limit for the windows of an energy counter, on top of ``seconds``;
-            None: enough for three windows per unit, within ``energy.CAP_S``.
+            None: as long as their tier needs.
         seed: seed of the order of the units.
     """
 

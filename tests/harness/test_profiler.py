@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from exitbench.harness.costs import CostTable
-from exitbench.harness.energy import measure_energy
 from exitbench.harness.errors import ExitbenchError
-from exitbench.harness.meters.base import Reading, too_short
+from exitbench.harness.meters.base import Reading
 from exitbench.harness.meters.modelled import ModelledMeter
 from exitbench.harness.profiler import Profile, _count_columns, profile
 from exitbench.harness.runtime.base import Prepared
 from exitbench.harness.runtime.eager import prepare_eager
-from exitbench.harness.timing import Limits, Timing
+from exitbench.harness.timing import Limits
 from exitbench.models.counting import Counts, forecast_counts
 from exitbench.models.network import ExitNetwork
 from exitbench.models.resnet import resnet34
@@ -25,63 +24,6 @@ from exitbench.models.vgg import vgg19
 from torch import Tensor
 
 QUICK = Limits(seconds=0.4, interval=0.5, energy_seconds=5.0)
-
-
-class Bench:
-    """A fake machine: a clock in seconds, and a counter of its energy read in steps."""
-
-    def __init__(self, power_w: float, update_period_s: float) -> None:
-        self.power_w = power_w
-        self.update_period_s = update_period_s
-        self.now_s = 0.0
-        self.windows: list[float] = []
-
-    @property
-    def counter_j(self) -> float:
-        return int(self.now_s / self.update_period_s) * self.update_period_s * self.power_w
-
-    def unit(self, seconds: float) -> Callable[[], None]:
-        def work() -> None:
-            self.now_s += seconds
-
-        return work
-
-
-@dataclass
-class CounterMeter:
-    """A counter that reads the fake machine; what it cannot resolve is None, as in real ones."""
-
-    bench: Bench
-    name: str = "fake counter"
-    domains: tuple[str, ...] = ("gpu",)
-    source: str = "measured"
-    extra: dict[str, float | None] = field(default_factory=dict)
-
-    @property
-    def update_period_s(self) -> float:
-        return self.bench.update_period_s
-
-    def open(self) -> CounterWindow:
-        return CounterWindow(self, self.bench.now_s, self.bench.counter_j)
-
-
-@dataclass
-class CounterWindow:
-    meter: CounterMeter
-    opened_s: float
-    opened_j: float
-
-    def close(self) -> Reading:
-        bench = self.meter.bench
-        seconds = bench.now_s - self.opened_s
-        bench.windows.append(seconds)
-        note = too_short(seconds, bench.update_period_s)
-        joules = None if note else bench.counter_j - self.opened_j
-        return Reading(seconds, {"gpu": joules, **self.meter.extra}, "measured", note)
-
-
-def timing(seconds: float) -> Timing:
-    return Timing(np.full(6, seconds), calls=1, target_reached=True, warm=True)
 
 
 def small(
@@ -206,131 +148,6 @@ def test_modelled_energy_is_power_times_latency() -> None:
         20.0 * result.whole["residue_latency_ms"], rel=1e-6, abs=1e-9
     )
     assert CostTable.from_rows(result.rows).select().energy_source == "modelled"
-
-
-def test_a_window_of_a_counter_spans_fifty_updates() -> None:
-    bench = Bench(power_w=100.0, update_period_s=0.02)
-    units = {"short": bench.unit(0.001), "long": bench.unit(3.0)}
-    timings = {"short": timing(0.001), "long": timing(3.0)}
-    limits = Limits(energy_seconds=60.0)
-    energies, notes = measure_energy(units, timings, CounterMeter(bench), limits)
-    assert notes == []
-    assert min(bench.windows) >= 50 * 0.02
-    # Each edge may be one update of 50 off.
-    assert energies["short"].total_j == pytest.approx(0.1, rel=0.02)
-    assert energies["long"].total_j == pytest.approx(300.0, rel=0.02)
-    assert energies["short"].source == energies["short"].gpu_source == "measured"
-    assert energies["short"].power_w == pytest.approx(100.0, rel=0.02)
-    assert energies["short"].interval_j is not None
-    assert energies["short"].cpu_j is None
-
-
-def test_few_windows_give_an_energy_without_an_interval() -> None:
-    bench = Bench(power_w=100.0, update_period_s=0.02)
-    limits = Limits(energy_seconds=3.0)
-    energies, _ = measure_energy(
-        {"a": bench.unit(0.01)}, {"a": timing(0.01)}, CounterMeter(bench), limits
-    )
-    assert len(bench.windows) == 2
-    assert energies["a"].total_j is not None
-    assert energies["a"].interval_j is None
-
-
-def test_a_time_limit_too_short_for_the_counter_is_said_and_nothing_is_measured() -> None:
-    bench = Bench(power_w=100.0, update_period_s=0.1)
-    units = {name: bench.unit(0.001) for name in "abcd"}
-    timings = {name: timing(0.001) for name in "abcd"}
-    energies, notes = measure_energy(
-        units, timings, CounterMeter(bench), Limits(energy_seconds=20.0)
-    )
-    assert bench.windows == []
-    assert {energy.source for energy in energies.values()} == {"unavailable"}
-    assert {energy.total_j for energy in energies.values()} == {None}
-    assert notes == [
-        "energy unavailable: fake counter updates every 0.1 s, so windows of 5 s for 4 units need "
-        "22 s, but 20 s are allowed; give more with --energy-seconds"
-    ]
-
-
-def test_the_time_of_a_counter_follows_from_the_units_and_is_told_first() -> None:
-    bench, said = Bench(power_w=100.0, update_period_s=0.1), []
-    units = {str(number): bench.unit(0.001) for number in range(63)}
-    timings = {name: timing(0.001) for name in units}
-    meter = CounterMeter(bench)
-
-    def say(line: str) -> None:
-        said.append((line, len(bench.windows)))
-
-    energies, notes = measure_energy(units, timings, meter, Limits(), say=say)
-    assert notes == []
-    assert len(bench.windows) == 3 * 63
-    assert energies["7"].total_j == pytest.approx(0.1, rel=0.02)
-    assert said == [("energy: 3 windows of 5 s for each of 63 units, about 1040 s", 0)]
-
-
-def test_the_time_of_a_counter_has_a_cap_unless_it_is_asked_for() -> None:
-    bench = Bench(power_w=100.0, update_period_s=1.0)
-    units = {str(number): bench.unit(1.0) for number in range(40)}
-    timings = {name: timing(1.0) for name in units}
-    energies, notes = measure_energy(units, timings, CounterMeter(bench), Limits())
-    assert energies["7"].total_j is None
-    assert "2.24e+03 s, but 1.8e+03 s are allowed" in notes[0]
-    asked = Limits(energy_seconds=3000.0)
-    energies, notes = measure_energy(units, timings, CounterMeter(bench), asked)
-    assert energies["7"].total_j is not None
-    assert notes == []
-
-
-def test_a_unit_that_runs_faster_than_it_was_timed_gets_a_wider_window() -> None:
-    bench = Bench(power_w=50.0, update_period_s=0.01)
-    energies, notes = measure_energy(
-        {"a": bench.unit(0.001)}, {"a": timing(0.004)}, CounterMeter(bench), Limits()
-    )
-    assert bench.windows[0] < 0.5 <= bench.windows[1]
-    assert notes == []
-    assert energies["a"].total_j == pytest.approx(0.05, rel=0.02)
-
-
-def test_a_window_that_stays_too_short_is_unresolved_with_its_reason() -> None:
-    bench = Bench(power_w=50.0, update_period_s=0.01)
-    energies, notes = measure_energy(
-        {"a": lambda: None}, {"a": timing(0.01)}, CounterMeter(bench), Limits()
-    )
-    assert energies["a"].total_j is None
-    assert energies["a"].source == "unavailable"
-    assert len(notes) == 1
-    assert "too short for a counter" in notes[0]
-    # Ten times the calls it was timed for, then no more, however often it is asked.
-    assert len(bench.windows) < 3 * 8
-
-
-def test_a_domain_without_a_reading_makes_the_total_unavailable_and_not_smaller() -> None:
-    bench = Bench(power_w=50.0, update_period_s=0.001)
-    meter = CounterMeter(bench, extra={"cpu": None})
-    energies, _ = measure_energy({"a": bench.unit(0.01)}, {"a": timing(0.01)}, meter, Limits())
-    assert energies["a"].gpu_j == pytest.approx(0.5, rel=0.02)
-    assert energies["a"].total_j is None
-    assert energies["a"].source == "unavailable"
-    assert energies["a"].gpu_source == "measured"
-
-
-def test_the_device_is_waited_for_at_both_edges_of_an_energy_window() -> None:
-    events: list[str] = []
-    bench = Bench(power_w=50.0, update_period_s=0.001)
-
-    class Loud(CounterMeter):
-        def open(self) -> CounterWindow:
-            events.append("open")
-            return super().open()
-
-    measure_energy(
-        {"a": bench.unit(1.0)},
-        {"a": timing(1.0)},
-        Loud(bench),
-        Limits(energy_seconds=1.0),
-        synchronise=lambda: events.append("wait"),
-    )
-    assert events == ["wait", "open", "wait"]
 
 
 def test_targets_that_were_missed_are_told_by_name() -> None:

@@ -1,0 +1,122 @@
+"""What there is to say of energy windows: what was not resolved, and what makes one a bad one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .idle import Idle
+from .overhead import of_reading
+from .tiers import Plan
+from .windows import Taken, within
+
+_SHOWN = 5  # units that a sentence names
+
+Windows = Mapping[str, Sequence[Taken]]
+
+
+def window_notes(taken: Windows) -> list[str]:
+    """Why readings are incomplete or doubtful: each reason once, with the units it befell."""
+    unresolved = _befell(taken, lambda window: [window.reading.note])
+    return [
+        *(f"energy unresolved for {who}: {note}" for note, who in unresolved.items()),
+        *(f"energy of {who}: {flag}" for flag, who in _flags(taken).items()),
+    ]
+
+
+def interval_notes(taken: Windows, plan: Plan) -> list[str]:
+    """Which units the tier's cap left with a wider interval than it asks for."""
+    if plan.interval is None:
+        return []
+    wide = []
+    for name, windows in taken.items():
+        known = [window.energy_j for window in windows if window.energy_j is not None]
+        if known and not within(known, plan.interval):
+            wide.append(name)
+    if not wide:
+        return []
+    return [
+        f"after {plan.tier.cap_s:g} s each, the 95% interval of the energy of {_names(wide)} was "
+        f"still wider than {plan.interval:.0%} to a side"
+    ]
+
+
+def summary(
+    taken: Windows, tier: str | None, window_s: float | None, idle: Idle
+) -> dict[str, Any]:
+    """How energies were measured, as plain values for the manifest.
+
+    Args:
+        tier: as it was reached; None where energies are modelled and need no windows.
+        window_s: the length that windows were planned for.
+    """
+    windows = [window for each in taken.values() for window in each]
+    share = [w.reading.overhead_s / w.reading.seconds for w in windows if w.reading.seconds > 0]
+    return {
+        "tier": tier,
+        "windows": min(len(each) for each in taken.values()) if tier else None,
+        "window_s": window_s if tier else None,
+        "measured_s": sum(window.reading.seconds for window in windows) if tier else None,
+        "idle_w": idle.power_w,
+        "idle_source": idle.source,
+        "idle_low_w": idle.interval_w[0] if idle.interval_w else None,
+        "idle_high_w": idle.interval_w[1] if idle.interval_w else None,
+        "overhead": max(share, default=None) if tier else None,
+        "flags": [f"{who}: {flag}" for flag, who in _flags(taken).items()],
+        "joules": _sums([window.reading.joules for window in windows]) if tier else {},
+        "checks": _sums([window.reading.checks for window in windows]),
+        "conditions": _conditions(windows),
+    }
+
+
+def _flags(taken: Windows) -> dict[str, str]:
+    def flags(window: Taken) -> list[str]:
+        return [*window.reading.flags, of_reading(window.reading)]
+
+    return _befell(taken, flags)
+
+
+def _befell(taken: Windows, reasons: Callable[[Taken], Sequence[str]]) -> dict[str, str]:
+    """The units that each reason befell, in words; no reason is an empty one."""
+    befell: dict[str, list[str]] = {}
+    for name, windows in taken.items():
+        found = [reason for window in windows for reason in reasons(window) if reason]
+        for reason in sorted(set(found)):
+            befell.setdefault(reason, []).append(name)
+    return {
+        reason: "all units" if len(names) == len(taken) else _names(names)
+        for reason, names in befell.items()
+    }
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sums(readings: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Joules over all windows by domain or instrument, of those that every window resolved."""
+    names = dict.fromkeys(name for reading in readings for name in reading)
+    sums = {}
+    for name in names:
+        values = [reading.get(name) for reading in readings]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            sums[name] = math.fsum(known)
+    return sums
+
+
+def _conditions(windows: Sequence[Taken]) -> dict[str, Any]:
+    """What was logged over all windows: lowest and highest of numbers, else every value seen."""
+    found: dict[str, list[Any]] = {}
+    for window in windows:
+        for name, value in window.reading.conditions.items():
+            if value not in found.setdefault(name, []):
+                found[name].append(value)
+    return {
+        name: {"low": min(values), "high": max(values)}
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        else values
+        for name, values in found.items()
+    }

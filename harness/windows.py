@@ -1,0 +1,137 @@
+"""Windows of a meter around units that are repeated until its counter resolves them.
+
+All units are interleaved: every round takes one window of each in a fresh random order, so that a
+drift of the clock or of the temperature meets all alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .meters.base import Clock, Meter, Reading, minimum_window_s
+from .tiers import MARGIN, Plan, calls_for
+from .timing import median_interval
+
+Unit = Callable[[], object]
+
+_WIDEST = 10  # times the calls that the measured latency asks for; more would never end
+_LATE = 1.1  # a round that would end later than this share of the time allowed is not begun
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One window: how often the unit was called in it, and what was read."""
+
+    calls: int
+    reading: Reading
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of one call; None where the window was not resolved."""
+        joules = self.reading.total_j
+        return None if joules is None else joules / self.calls
+
+
+def take_windows(
+    units: Mapping[str, Unit],
+    latencies_s: Mapping[str, float],
+    plan: Plan,
+    meter: Meter,
+    *,
+    seed: int = 0,
+    allowed_s: float | None = None,
+    synchronise: Callable[[], None] = lambda: None,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[Taken]]:
+    """The windows of every unit, as many as the plan asks for.
+
+    Args:
+        latencies_s: of every unit, seconds of a call.
+        seed: seed of the order of the units.
+        allowed_s: time for everything; the first round is taken however long it lasts.
+        synchronise: waits for the device; called before both edges of a window.
+        clock: a monotonic clock in seconds.
+    """
+    calls = {name: calls_for(latencies_s[name], plan.window_s) for name in units}
+    most = {name: _WIDEST * calls[name] for name in units}
+    taken: dict[str, list[Taken]] = {name: [] for name in units}
+    order = np.random.default_rng(seed)
+    narrowest_s = minimum_window_s(meter)
+    going, begin_s = list(units), clock()
+    while going:
+        round_s = clock()
+        for position in order.permutation(len(going)):
+            name = going[position]
+            window = _resolved(
+                units[name], calls[name], most[name], meter, narrowest_s, synchronise
+            )
+            taken[name].append(window)
+            calls[name] = _calls_next(window, plan.window_s, most[name])
+        now_s = clock()
+        if allowed_s is not None and now_s - begin_s + (now_s - round_s) > _LATE * allowed_s:
+            break
+        going = [name for name in going if not enough(taken[name], plan)]
+    return taken
+
+
+def enough(taken: list[Taken], plan: Plan) -> bool:
+    """Whether a unit has all the windows that the plan asks for."""
+    seconds = sum(window.reading.seconds for window in taken)
+    if len(taken) >= plan.most:
+        return True
+    if len(taken) < plan.windows or seconds < plan.seconds:
+        return False
+    energies = [window.energy_j for window in taken]
+    known = [value for value in energies if value is not None]
+    if plan.interval is None or not known:
+        return True
+    return seconds >= plan.tier.cap_s or within(known, plan.interval)
+
+
+def within(values: list[float], share: float) -> bool:
+    """Whether the 95% interval of the median lies within a share of it; False below 6 values."""
+    interval = median_interval(values)
+    if interval is None:
+        return False
+    median = float(np.median(values))
+    return max(interval[1] - median, median - interval[0]) <= share * abs(median)
+
+
+def _calls_next(window: Taken, wanted_s: float, most: int) -> int:
+    """More calls after a window that turned out shorter than the plan asks for."""
+    seconds = window.reading.seconds
+    if seconds >= wanted_s or seconds <= 0:
+        return window.calls
+    return min(most, math.ceil(MARGIN * wanted_s / seconds * window.calls))
+
+
+def _resolved(
+    unit: Unit,
+    calls: int,
+    most: int,
+    meter: Meter,
+    narrowest_s: float,
+    synchronise: Callable[[], None],
+) -> Taken:
+    """A window of at least ``narrowest_s`` with ``calls`` calls in it, or more, up to ``most``."""
+    while True:
+        synchronise()
+        window = meter.open()
+        for _ in range(calls):
+            unit()
+        synchronise()
+        reading = window.close()
+        if reading.seconds >= narrowest_s:
+            return Taken(calls, reading)
+        if calls >= most:
+            break
+        missing = narrowest_s / max(reading.seconds, narrowest_s / _WIDEST)
+        calls = min(most, math.ceil(MARGIN * missing * calls))
+    unknown: dict[str, float | None] = dict.fromkeys(reading.joules)
+    note = f"its window of {reading.seconds:.3g} s stayed below {narrowest_s:.3g} s"
+    return Taken(calls, replace(reading, joules=unknown, note=reading.note or note))
