@@ -15,6 +15,10 @@ class ClockError(ExitbenchError):
     """A clock cannot be set as asked; nothing was changed, or all of it was put back."""
 
 
+class LeftChanged(ClockError):
+    """A clock could neither be set as asked nor be put back; the message says which."""
+
+
 class Actuator(Protocol):
     """One thing that can be set: a clock domain of one device, or the number of CPU cores."""
 
@@ -49,7 +53,8 @@ class Actuator(Protocol):
         """Set one of ``levels()`` and read it back.
 
         Raises:
-            ClockError: no permission, an unknown level, or the driver refused or ignored it.
+            ClockError: no permission, an unknown level, or the driver refused or ignored it; what
+                was set before is set again, or it is LeftChanged.
         """
         ...
 
