@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from .bench import Bench
 from .choose import BOUNDS
 from .configs import RunConfig
 from .costs import CostTable
-from .data import subset
 from .errors import ExitbenchError
+from .evidence import IntArray
+from .forecasts_live import judge_live, judged_settings
+from .governed_live import governed
 from .hardware import hardware_profile
-from .judging import judge, tables
-from .measure import Bench, measured_key, run_settings, sought
+from .idle import UNKNOWN, Idle, between, measure_idle
+from .manner import Manner, plan
+from .measure import run_settings
+from .measured import measured_key, sought
 from .meters.base import Meter
 from .meters.choose import ChosenMeter
 from .options import to_plain
 from .passes import PassLog
 from .profiling import active_power_w, choose_energy
 from .rundir import RunDirectory
+from .scenes import Scene
 from .settings import Setting
 from .subject import Subject, load_subject, thinned
 from .sweep import SETTING_COLUMNS
 from .sweepfile import read_sweep
-from .sweeping import load_traces, prices_for, setting_of, write_table
-from .trace import Trace, TraceMeta, record, writing
+from .sweeping import load_traces, prices_for, setting_of
+from .tiers import TIERS, Tier
 from .tracing import begin, check_subject, traced_subject
 
 Say = Callable[[str], None]
-LIVE_PREDICTION, LIVE_CONFUSION = "prediction_live.csv", "prediction_live_confusion.csv"
 DEFAULT_ROLES = ("full", "every-exit", "every-exit-best", "predictive", "recommended")
+PERIODIC_PASS_S = 10.0  # a pass of a periodic scene takes no longer, unless the tier needs it
 
 
 def run_run(config: RunConfig, say: Say) -> None:
@@ -58,7 +61,7 @@ def run_run(config: RunConfig, say: Say) -> None:
     subject = load_subject(path, data, config.device, say, limit)
     check_subject(directory, subject)
     if config.forward_mode == "accuracy":
-        _judged(chosen, config, subject)
+        judged_settings(chosen, config, subject)
     else:
         hardware = _hardware(directory, config.hardware, str(subject.device))
         table, batch_size = CostTable.read(directory.cost), _batch_size(directory, config)
@@ -150,40 +153,136 @@ def measure_chosen(
     prepared: Mapping[str, Any],
     settings: Sequence[Setting],
     config: RunConfig,
-    meter: Meter | ChosenMeter,
+    meter: ChosenMeter,
     say: Say,
 ) -> None:
     """Run and measure settings, precision by precision; those measured already are left out."""
-    table = CostTable.read(directory.cost)
-    positions = thinned(len(subject.parts["test"]), config.limit)
-    batch_size = _batch_size(directory, config)
+    tier = tier_for(meter, config.metering.tier)
+    scene = Scene(None if config.period_ms is None else config.period_ms * 1e-3)
+    positions = _positions(subject, config, scene, tier)
     done = {measured_key(row) for row in directory.read_measurements()}
-    for precision, network in prepared.items():
-        traces = load_traces(directory, precision)
-        prices = prices_for(table, traces, batch_size)
-        bench = Bench(subject, network, traces, prices, meter, prices.batch_size, positions)
-        todo = [
-            setting
-            for setting in settings
-            if setting.precision == precision
-            and measured_key(sought(setting, bench, config.repeats)) not in done
-        ]
-        if not todo:
-            say(f"run {precision}: already measured")
-            continue
+    with governed(directory, subject, config) as governing_for:
+        todo: list[tuple[Bench, list[Setting]]] = []
+        for precision, network in prepared.items():
+            bench = _bench(directory, subject, network, config, meter, positions)
+            governing = governing_for(bench.prices)
+            bench = replace(bench, manner=Manner(tier, scene, governing=governing))
+            new = [
+                setting
+                for setting in settings
+                if setting.precision == precision
+                and measured_key(sought(setting, bench, config.repeats)) not in done
+            ]
+            if new:
+                todo.append((bench, new))
+            else:
+                say(f"run {precision}: already measured")
+        if todo:
+            _announce(todo, config, say)
+            _measure(directory, todo, config, say)
+
+
+def tier_for(meter: ChosenMeter, name: str) -> Tier | None:
+    """The tier of a run; None where no counter reads its energy."""
+    return TIERS[name] if meter.source == "measured" else None
+
+
+def _bench(
+    directory: RunDirectory,
+    subject: Subject,
+    network: Any,
+    config: RunConfig,
+    meter: ChosenMeter,
+    positions: IntArray,
+) -> Bench:
+    traces = load_traces(directory, network.precision)
+    table = CostTable.read(directory.cost)
+    prices = prices_for(table, traces, _batch_size(directory, config))
+    return Bench(subject, network, traces, prices, meter, prices.batch_size, positions)
+
+
+def _positions(
+    subject: Subject, config: RunConfig, scene: Scene, tier: Tier | None
+) -> IntArray:
+    """The test images that are run; in a periodic scene as many as a pass has time for."""
+    limit, samples = config.limit, len(subject.parts["test"])
+    simulated = config.governor is not None and config.clocks == "simulated"
+    if scene.period_s is not None and limit is None and not simulated:
+        pass_s = max(PERIODIC_PASS_S, tier.window_s if tier else 0.0)
+        limit = max(1, int(pass_s / scene.period_s))
+    return thinned(samples, limit)
+
+
+def _announce(todo: Sequence[tuple[Bench, list[Setting]]], config: RunConfig, say: Say) -> None:
+    """Say what a scene means, and how long it takes."""
+    manner = todo[0][0].manner
+    if manner.simulated:
+        say("run: clocks are simulated: no clock is changed, time and energy are modelled")
+    if manner.scene.period_s is None or manner.simulated:
+        return
+    bench, count = todo[0][0], sum(len(settings) for _, settings in todo)
+    windows = plan(manner, bench.meter, config.repeats)
+    pass_s = max(windows.floor_s, len(bench.positions) * manner.scene.period_s)
+    say(
+        f"run: a request every {config.period_ms:g} ms, {len(bench.positions)} of them in a pass, "
+        f"{windows.least} passes of {count} settings: about {pass_s * windows.least * count:.0f} s"
+    )
+
+
+def _measure(
+    directory: RunDirectory,
+    todo: Sequence[tuple[Bench, list[Setting]]],
+    config: RunConfig,
+    say: Say,
+) -> None:
+    """Measure what is left to do, and append its rows precision by precision."""
+    meter, tier, simulated = todo[0][0].meter, todo[0][0].manner.tier, todo[0][0].manner.simulated
+    before = UNKNOWN if simulated else idle_power(meter, tier, say)
+
+    def idle_after() -> Idle:
+        again = tier is not None and tier.idle_after and not simulated
+        return between(before, idle_power(meter, tier, say)) if again else before
+
+    for bench, settings in todo:
         log = PassLog(directory.path / "passes.jsonl")
-        rows = run_settings(bench, todo, config.repeats, 0, say, config.stat_each_layer, log)
+        rows = run_settings(
+            bench, settings, config.repeats, 0, say, config.stat_each_layer, log, idle_after
+        )
         for row in rows:
             directory.append_measurement(row)
-            say(
-                f"measured {_setting(row).words()}: {row['latency_ms']:.4g} ms per sample, "
-                f"replayed {_number(row['replay_latency_ms'])} ms, same decisions "
-                f"{row['same_decisions']:.2%}"
-            )
+            say(_measured_words(row))
         log.clear()
 
 
+def idle_power(meter: Meter, tier: Tier | None, say: Say) -> Idle:
+    """The power of the device with nothing to do."""
+    if tier is not None:
+        say(f"run: idle power, {tier.idle_s:g} s")
+    return measure_idle(meter, tier.idle_s if tier else 0.0)
+
+
+def _measured_words(row: Mapping[str, Any]) -> str:
+    words = (
+        f"measured {_setting(row).words()}: {row['latency_ms']:.4g} ms per sample, replayed "
+        f"{_number(row['replay_latency_ms'])} ms, same decisions {row['same_decisions']:.2%}"
+    )
+    if row["energy_mj"] is not None:
+        words += f", {row['energy_mj']:.4g} mJ ({row['energy_source']})"
+    if row["missed"] is not None:
+        words += f", {row['missed']:.1%} over the deadline"
+    if row["keeps_up"] is False:
+        words += (
+            "; it cannot keep up with the period, so that every request waits longer than the one "
+            "before"
+        )
+    elif row["late"]:
+        words += f", {row['late']:.1%} of the requests had to wait for an earlier one"
+    return words
+
+
 def _batch_size(directory: RunDirectory, config: RunConfig) -> int | None:
+    if config.governor is not None or config.scene == "periodic":
+        return 1
     return config.batch_size or directory.manifest.get("priced_batch_size")
 
 
@@ -193,70 +292,3 @@ def _setting(row: Mapping[str, Any]) -> Setting:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
-
-
-def judge_live(
-    directory: RunDirectory,
-    subject: Subject,
-    prepared: Mapping[str, Any],
-    settings: Sequence[Setting],
-    config: RunConfig,
-    say: Say,
-) -> None:
-    """Forward mode ``accuracy``: run every exit, judge the forecasts of predictive settings.
-
-    The tables stand beside those of the sweep, which are judged on the whole recorded trace.
-    """
-    predictive, starts = _judged(settings, config, subject)
-    part = subject.parts["test"]
-    few = subset(part, thinned(len(part), config.limit))
-    limited = replace(subject, parts={**subject.parts, "test": few})
-    rows: list[pd.DataFrame] = []
-    cells: list[pd.DataFrame] = []
-    with tempfile.TemporaryDirectory(dir=directory.path, prefix=".live-") as folder:
-        for precision, network in prepared.items():
-            traces = load_traces(directory, precision)
-            live = _live_trace(limited, network, traces.test.meta, Path(folder), say)
-            for setting in (s for s in predictive if s.precision == precision):
-                judged = judge(setting, live, traces.scales, traces.calibration, starts)
-                for item in judged:
-                    say(
-                        f"{setting.words()}, from exit {item.start_layer}: {item.hits} of "
-                        f"{item.forecasts} forecasts right"
-                    )
-                for found, table in zip(
-                    tables(setting, "test", judged), (rows, cells), strict=True
-                ):
-                    table.append(found)
-    for name, frames in ((LIVE_PREDICTION, rows), (LIVE_CONFUSION, cells)):
-        write_table(directory.path / name, pd.concat(frames, ignore_index=True))
-    say(f"wrote {directory.path / LIVE_PREDICTION} and {LIVE_CONFUSION}")
-
-
-def _judged(
-    settings: Sequence[Setting], config: RunConfig, subject: Subject
-) -> tuple[list[Setting], list[int]]:
-    """The settings whose forecasts are judged, and the start layers they are judged at."""
-    predictive = [setting for setting in settings if setting.policy == "predictive"]
-    if not predictive:
-        raise ExitbenchError(
-            "forward mode accuracy judges forecasts, but no predictive setting was chosen; name "
-            "one in --settings"
-        )
-    exits = subject.network.num_exits
-    starts = list(range(1, exits + 1)) if config.start_layer is None else [config.start_layer]
-    if not 1 <= starts[0] <= exits:
-        raise ExitbenchError(f"start layer is {starts[0]}; this network has exits 1 to {exits}")
-    return predictive, starts
-
-
-def _live_trace(
-    subject: Subject, network: Any, meta: TraceMeta, folder: Path, say: Say
-) -> Trace:
-    part = subject.parts["test"]
-    path = folder / f"{meta.precision}.npz"
-    say(f"run {meta.precision}: {len(part)} images through every exit")
-    meta = replace(meta, samples=len(part))
-    with writing(path, meta, part.labels, np.asarray(part.indices)) as writer:
-        record(writer, subject.batches("test", 256), network)
-    return Trace(path)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from exitbench.harness.bench import Bench, Live
 from exitbench.harness.configs import (
     DataConfig,
     ProfileConfig,
@@ -21,16 +22,11 @@ from exitbench.harness.configs import (
 )
 from exitbench.harness.costs import CostTable
 from exitbench.harness.live import chosen_settings, read_sweep, run_run
-from exitbench.harness.measure import (
-    Bench,
-    Live,
-    measured_key,
-    replayed_beside,
-    run_pass,
-    run_settings,
-)
+from exitbench.harness.measure import run_settings
+from exitbench.harness.measured import measured_key, replayed_beside
 from exitbench.harness.meters.base import Reading, minimum_window_s
 from exitbench.harness.meters.choose import ChosenMeter
+from exitbench.harness.onepass import run_pass
 from exitbench.harness.profiling import run_profile
 from exitbench.harness.rundir import RunDirectory
 from exitbench.harness.settings import Setting, make_policy

@@ -12,9 +12,10 @@ import pytest
 from exitbench.harness import measure
 from exitbench.harness.configs import ProfileConfig, RunConfig, SweepConfig
 from exitbench.harness.live import run_run
-from exitbench.harness.measure import Progress, measured_key
+from exitbench.harness.measure import Progress
+from exitbench.harness.measured import measured_key
 from exitbench.harness.meters.base import Reading
-from exitbench.harness.passes import PassLog
+from exitbench.harness.passes import Pass, PassLog, Requests
 from exitbench.harness.profiling import run_profile
 from exitbench.harness.rundir import RunDirectory
 from exitbench.harness.sweeping import run_sweep
@@ -101,14 +102,33 @@ def test_a_killed_run_goes_on_after_the_last_whole_pass(run: Path) -> None:
 
 def test_passes_are_read_as_they_were_written(tmp_path: Path) -> None:
     log = PassLog(tmp_path / "passes.jsonl")
-    assert log.readings(KEY) == []
-    first = Reading(1.5, {"gpu": 2.0, "cpu": None}, "modelled", "why", {"gpu": "measured"})
+    assert log.passes(KEY) == []
+    reading = Reading(
+        1.5, {"gpu": 2.0, "cpu": None}, "modelled", "why", {"gpu": "measured"},
+        uncertainty_j={"gpu": 0.1}, flags=("the card was throttled",),
+        conditions={"gpu_mhz": 1410}, checks={"power x time": 2.1}, overhead_s=0.01,
+    )  # fmt: skip
+    first = Pass(reading, 6.0, Requests(0.2, 0.4, 0.0, True, 0.1, 1.5, {"854.25 MHz": 1.0}))
     log.add(KEY, first)
     with log.path.open("a") as handle:
         handle.write('{"key": ["full", nu')
-    log.add(KEY, replace(first, seconds=2.5))
+    log.add(KEY, replace(first, window_s=7.0))
     log.add(("full", None, 0.6), first)
-    assert log.readings(KEY) == [first, replace(first, seconds=2.5)]
+    assert log.passes(KEY) == [first, replace(first, window_s=7.0)]
+
+
+def test_passes_of_an_older_exitbench_are_read_and_others_left_out(tmp_path: Path) -> None:
+    log = PassLog(tmp_path / "passes.jsonl")
+    old = {"seconds": 1.5, "joules": {"cpu": 2.0}, "source": "measured", "note": "", "sources": {}}
+    lines = [
+        {"key": list(KEY), "reading": old},
+        {"key": list(KEY), "reading": {"seconds": 1.5}},
+        {"key": list(KEY), "reading": None},
+        {"key": list(KEY), "reading": {**old, "of_tomorrow": 1}, "requests": {"of_tomorrow": 2}},
+    ]
+    log.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    same = Pass(Reading(1.5, {"cpu": 2.0}, "measured"), 1.5)
+    assert log.passes(KEY) == [same, same]
 
 
 def test_progress_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

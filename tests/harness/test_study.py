@@ -15,7 +15,7 @@ import pytest
 from exitbench.harness.configs import ReportConfig, StudyConfig
 from exitbench.harness.costs import CostTable
 from exitbench.harness.files import sha256
-from exitbench.harness.measure import measured_key
+from exitbench.harness.measured import measured_key
 from exitbench.harness.options import read_options
 from exitbench.harness.pipeline import run_report, study
 from exitbench.harness.rundir import RunDirectory

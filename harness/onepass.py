@@ -1,0 +1,224 @@
+"""One pass of a setting over the samples: decisions, time, energy, and what befell the requests.
+
+    window  |................................................|
+    work     batch batch batch ...                              continuous
+             request...idle...request...idle...                 periodic
+
+With simulated clocks nothing is timed: the decisions are real, their price is that of the operating
+points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .bench import Bench, Live
+from .evidence import IntArray
+from .governors import LiveSteer
+from .meters.base import Reading
+from .passes import Pass, Requests
+from .policies import Policy, Predictive
+from .predictors import ConvolutionPredictor, convolution_stack
+from .scenes import Paced, Scene, pace, paced_by_prices
+from .scheduler import LayerStatistics, Outcome, merge, walk
+from .sources import LiveSource
+from .stretches import run_stretch, together
+
+CHUNK_BYTES = 256 * 2**20  # normalised images held at once: few stretches, each of many batches
+Counting = Callable[[int], None]
+
+
+def run_pass(
+    bench: Bench,
+    live: Live,
+    observe: LayerStatistics | None = None,
+    progress: Counting | None = None,
+    floor_s: float = 0.0,
+) -> tuple[Outcome, Pass]:
+    """One pass of a setting over the samples: what was decided, and time and energy.
+
+    Args:
+        observe: collects what happens at every exit; such a pass is in no scene and not for its
+            numbers, unless they are simulated.
+        progress: told of every batch, but not of repetitions for the meter's sake.
+        floor_s: repeat the samples until the windows of the pass last so long together.
+    """
+    scene = None if observe or bench.manner.simulated else bench.manner.scene
+    going = _Going(bench, live, observe, progress, scene)
+    size = _chunk_size(bench)
+    chunks = math.ceil(len(bench.positions) / size)
+    outcomes: list[Outcome] = []
+    readings: list[Reading] = []
+    window_s = 0.0
+    for positions, images in _chunks(bench, size):
+        going.take(positions, images)
+        stretch = run_stretch(
+            going.once, bench.meter, floor_s / chunks, bench.prepared.synchronise
+        )
+        outcomes += stretch.found
+        readings.append(going.idled(stretch.reading, stretch.times))
+        window_s += stretch.window_s
+    made = Pass(together(readings), window_s, going.requests())
+    return merge(outcomes), going.priced() if bench.manner.simulated else made
+
+
+class _Going:
+    """A pass under way: serves batches, one after another or in a scene, and keeps their times."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        live: Live,
+        observe: LayerStatistics | None,
+        progress: Counting | None,
+        scene: Scene | None,
+    ) -> None:
+        self._bench, self._live, self._observe, self._progress = bench, live, observe, progress
+        self._scene = scene if scene is not None and scene.period_s is not None else None
+        governing = bench.manner.governing
+        self._steer: LiveSteer | None = governing.steer(live.policy) if governing else None
+        self._paced: list[Paced] = []
+        self._stack = _stack(bench, live.policy)
+
+    def take(self, positions: IntArray, images: Tensor) -> None:
+        """Serve these from now on."""
+        self._positions, self._images = positions, images
+        self._paced_before = len(self._paced)
+
+    def once(self, times: int) -> list[Outcome]:
+        """Serve every batch once; the answers."""
+        size = self._bench.batch_size
+        found: list[Outcome] = []
+
+        def serve(number: int) -> None:
+            rows = slice(number * size, (number + 1) * size)
+            found.append(self._walk(self._images[rows], self._positions[rows]))
+            if self._progress is not None and times == 0:
+                self._progress(len(self._images[rows]))
+
+        batches = math.ceil(len(self._images) / size)
+        if self._scene is None:
+            for number in range(batches):
+                serve(number)
+        else:
+            self._paced.append(pace(self._scene, batches, self._until_done(serve)))
+        return found
+
+    def _walk(self, images: Tensor, positions: IntArray) -> Outcome:
+        exits = self._bench.subject.network.num_exits
+        criterion = self._live.setting.criterion or "softmax"
+        source = LiveSource(
+            self._bench.prepared, exits, images, positions, criterion, self._stack
+        )
+        return walk(self._live.policy, source, self._observe, self._steer)
+
+    def _until_done(self, serve: Callable[[int], None]) -> Callable[[int], None]:
+        def done(number: int) -> None:
+            serve(number)
+            self._bench.prepared.synchronise()
+
+        return done
+
+    def idled(self, reading: Reading, times: int) -> Reading:
+        """A reading with modelled watts of idle where requests were waited for."""
+        paced = self._paced[self._paced_before :]
+        if not paced:
+            return reading
+        busy_s = sum(sum(each.busy_s) for each in paced) / times
+        return with_idle(reading, self._bench.meter, busy_s)
+
+    def requests(self) -> Requests:
+        """What befell the requests of this pass."""
+        found = _in_scene(self._paced) if self._paced else Requests()
+        return _governed(found, self._steer) if self._steer is not None else found
+
+    def priced(self) -> Pass:
+        """The pass as the operating points price it."""
+        governing, scene = self._bench.manner.governing, self._bench.manner.scene
+        assert self._steer is not None
+        assert governing is not None
+        seconds = [request.seconds for request in self._steer.requests]
+        joules = [request.joules for request in self._steer.requests]
+        known = [value for value in joules if value is not None and not math.isnan(value)]
+        total_j = sum(known) if len(known) == len(joules) else None
+        span_s, found = sum(seconds), Requests()
+        if scene.period_s is not None:
+            paced = paced_by_prices(scene.period_s, seconds)
+            idle_s, span_s = max(0.0, paced.span_s - sum(seconds)), paced.span_s
+            total_j = None if total_j is None else total_j + governing.table.idle_w * idle_s
+            found = _in_scene([paced])
+        domain = {"cuda": "gpu"}.get(self._bench.subject.device.type, "cpu")
+        note = "" if total_j is not None else "the operating points have no energy"
+        reading = Reading(span_s, {domain: total_j}, "modelled", note)
+        return Pass(reading, span_s, _governed(found, self._steer))
+
+
+def with_idle(reading: Reading, meter: Any, busy_s: float, awake: bool = False) -> Reading:
+    """A modelled reading of ``busy_s`` of work and idle for the rest; a measured one as it is.
+
+    Args:
+        meter: knows its watts at work (``power_w``) and idle (``idle_w``) if all is modelled.
+        awake: the rest was waited for busily, so that it takes the watts of work too.
+    """
+    power_w, idle_w = getattr(meter, "power_w", None), getattr(meter, "idle_w", None)
+    if power_w is None or reading.total_j is None:
+        return reading
+    if idle_w is None and not awake:
+        unknown: dict[str, float | None] = dict.fromkeys(reading.joules)
+        note = "the hardware profile does not state the idle power, so a scene has no energy"
+        return replace(reading, joules=unknown, note=reading.note or note)
+    rest_w = power_w if awake or idle_w is None else idle_w
+    wanted_j = power_w * busy_s + rest_w * max(0.0, reading.seconds - busy_s)
+    factor = wanted_j / reading.total_j if reading.total_j else 1.0
+    joules = {name: None if j is None else j * factor for name, j in reading.joules.items()}
+    return replace(reading, joules=joules)
+
+
+def _in_scene(paced: Sequence[Paced]) -> Requests:
+    count = sum(len(each.busy_s) for each in paced)
+    busy_s = sum(sum(each.busy_s) for each in paced)
+    return Requests(
+        response_s=sum(sum(each.response_s) for each in paced) / count,
+        busy_share=min(1.0, busy_s / sum(each.span_s for each in paced)),
+        late=sum(each.late for each in paced) / count,
+        keeps_up=busy_s <= paced[0].period_s * count,
+    )
+
+
+def _governed(found: Requests, steer: LiveSteer) -> Requests:
+    requests = steer.requests
+    seconds: dict[str, float] = {}
+    for request in requests:
+        for name, spent_s in request.points.items():
+            seconds[name] = seconds.get(name, 0.0) + spent_s
+    total_s = sum(seconds.values())
+    return replace(
+        found,
+        missed=sum(request.missed for request in requests) / len(requests),
+        switches=sum(request.switches for request in requests) / len(requests),
+        points={name: spent_s / total_s for name, spent_s in seconds.items()} if total_s else {},
+    )
+
+
+def _stack(bench: Bench, policy: Policy) -> Tensor | None:
+    if isinstance(policy, Predictive) and isinstance(policy.predictor, ConvolutionPredictor):
+        meta = bench.traces.calibration.meta
+        stack = convolution_stack(meta.classes, meta.kernel, meta.horizon)
+        return stack.to(bench.subject.device)
+    return None
+
+
+def _chunk_size(bench: Bench) -> int:
+    held = CHUNK_BYTES // (4 * bench.subject.parts["test"].images[0].size)
+    return max(bench.batch_size, held - held % bench.batch_size)
+
+
+def _chunks(bench: Bench, size: int) -> Iterator[tuple[IntArray, Tensor]]:
+    for start in range(0, len(bench.positions), size):
+        positions = bench.positions[start : start + size]
+        yield positions, bench.subject.at("test", positions)
