@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .configs import (
     DataConfig,
     DemoConfig,
     DeviceConfig,
+    GovernConfig,
     ProfileConfig,
     ReportConfig,
     RunConfig,
@@ -35,6 +36,9 @@ from .sweeping import load_traces, make_grid, run_sweep
 from .tracing import begin, trace_subject
 
 Say = Callable[[str], None]
+DEMO_ENERGY_S = 15.0
+"""For the energy of one precision and batch size in the demo, of which there are up to six: it ends
+in minutes also where there is a counter. The tier is then not reached, and it says so."""
 
 
 def run_report(config: ReportConfig, say: Say) -> None:
@@ -76,7 +80,8 @@ def study(config: StudyConfig, say: Say) -> None:
         )
     subject = load_subject(config.checkpoint, config.data, config.device, say, config.limit)
     usable, missing = usable_precisions(config.precisions, subject.device, False, say)
-    hardware_profile(config.hardware, str(subject.device))  # refuses a wrong one early
+    for name in (config.hardware, *config.govern):
+        hardware_profile(name, str(subject.device))  # refuses a wrong one early
     directory = RunDirectory(config.run)
     begin(directory, "study", to_plain(config), subject)
     directory.update(
@@ -90,7 +95,10 @@ def study(config: StudyConfig, say: Say) -> None:
     profile_subject(directory, subject, prepared, profiling, say, resume=True)
     run_sweep(_sweep_config(config, tuple(usable)), say)
     directory = RunDirectory(config.run)
-    meter = choose_energy(directory, subject, config.hardware, say, config.energy)
+    _govern(directory, config, usable, say)
+    meter = choose_energy(
+        directory, subject, config.hardware, say, config.energy, metering=config.metering
+    )
     chosen = chosen_settings(read_sweep(directory), ())
     running = RunConfig(
         config.run,
@@ -98,9 +106,32 @@ def study(config: StudyConfig, say: Say) -> None:
         limit=config.run_limit,
         batch_size=config.batch_size,
         hardware=config.hardware,
+        metering=config.metering,
     )
     measure_chosen(directory, subject, prepared, chosen, running, meter, say)
     directory.finish("study")
+
+
+def _govern(
+    directory: RunDirectory, config: StudyConfig, precisions: Sequence[str], say: Say
+) -> None:
+    """Replay the chosen settings under governors, on the clocks of every hardware asked for."""
+    from .governing import govern
+    from .operating import NothingToGovern
+
+    for name in config.govern:
+        governing = GovernConfig(
+            config.run,
+            hardware=config.hardware if name == "auto" else name,
+            precisions=tuple(precisions),  # type: ignore[arg-type]
+            criteria=config.criteria,
+            beta_count=config.beta_count,
+            accuracy_loss=config.accuracy_loss,
+        )
+        try:
+            govern(directory, governing, say)
+        except NothingToGovern as error:
+            say(f"govern {name}: left out: {error}")
 
 
 def _profile_config(config: StudyConfig) -> ProfileConfig:
@@ -112,6 +143,7 @@ def _profile_config(config: StudyConfig) -> ProfileConfig:
         energy_seconds=config.energy_seconds,
         hardware=config.hardware,
         horizon=config.horizon,
+        metering=config.metering,
     )
 
 
@@ -125,6 +157,7 @@ def _sweep_config(config: StudyConfig, precisions: tuple[str, ...] | None) -> Sw
         precisions=precisions,  # type: ignore[arg-type]
         batch_size=config.batch_size,
         accuracy_loss=config.accuracy_loss,
+        periods_ms=config.periods_ms,
     )
 
 
@@ -159,7 +192,8 @@ def run_demo(config: DemoConfig, say: Say) -> None:
     say("demo, step 3 of 3: trace, profile, sweep, run and report")
     run_study(
         StudyConfig(
-            network, folder, seconds=6.0, beta_count=15, data=data, device=device, repeats=3
+            network, folder, seconds=6.0, energy_seconds=DEMO_ENERGY_S, beta_count=15, data=data,
+            device=device, repeats=3, govern=("auto", "jetson-tx2"),
         ),
         say,
     )

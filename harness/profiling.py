@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,19 +15,25 @@ from torch import Tensor
 
 from ..models.counting import forecast_counts
 from .calibration import limits
-from .configs import ProfileConfig
+from .conditions import settings
+from .configs import MeteringConfig, ProfileConfig
 from .costs import CostTable
 from .errors import ExitbenchError
 from .files import replacing
 from .hardware import ChosenProfile, hardware_profile
+from .idle import UNKNOWN, Idle
+from .metering import meter_facts, open_meter
 from .meters.base import Unavailable
-from .meters.choose import ChosenMeter, choose_meter
+from .meters.choose import ChosenMeter
 from .options import to_plain
+from .overhead import LIMIT, measure_overhead
 from .predictors import DEFAULT_KERNEL, ConvolutionPredictor, convolution_stack
 from .profiler import Profile, profile
 from .rundir import RunDirectory
+from .setpoints import SetPoint, SetPoints, find_set_points, repriced
 from .sources import LiveEvidence
 from .subject import Subject, load_subject, usable_precisions
+from .tiers import TIERS
 from .timing import Limits
 from .tracing import begin, traced_subject
 
@@ -35,11 +44,27 @@ _ONE_BY_ONE = (
 )
 
 
-def run_profile(config: ProfileConfig, say: Say) -> None:
+def run_profile(
+    config: ProfileConfig,
+    say: Say,
+    *,
+    root: Path = Path("/"),
+    nvml: ModuleType | None = None,
+    journal: Path | None = None,
+) -> None:
     """Measure segments, heads, forecasts and the classifier, per precision and batch size.
 
+    Then again at every operating point that was asked for.
+
+    Args:
+        config: what to measure.
+        say: takes one line.
+        root, nvml, journal: where clocks are set, and what they were is kept; as those of
+            ``setpoints.find_set_points``.
+
     Raises:
-        ExitbenchError: the network, the data, the device or the hardware profile cannot be used.
+        ExitbenchError: the network, the data, the device or the hardware profile cannot be used,
+            or a clock cannot be set; nothing was written then.
     """
     check_profile(config)
     path = config.checkpoint
@@ -53,11 +78,27 @@ def run_profile(config: ProfileConfig, say: Say) -> None:
         )
     subject = load_subject(path, data, config.device, say)
     precisions, _ = usable_precisions(config.precisions, subject.device, True, say)
-    hardware_profile(config.hardware, str(subject.device))  # refuses a wrong one early
+    chosen = hardware_profile(config.hardware, str(subject.device))  # refuses a wrong one early
+    places: SetPoints | None = None
+    if config.operating_points:
+        places = find_set_points(
+            config.operating_points, chosen.profile, str(subject.device),
+            root=root, nvml=nvml, journal=journal,
+        )  # fmt: skip
+        places.prove()
     directory = RunDirectory(config.run)
     begin(directory, "profile", to_plain(config), subject, traced=False)
     prepared = {precision: subject.prepare(precision) for precision in precisions}
     profile_subject(directory, subject, prepared, config, say, resume=False)
+    if places is not None:
+        with places.session() as set_point:
+            for point in places.points:
+                say(f"profile: clocks set to {point.name}")
+                set_point(point)
+                profile_subject(
+                    directory, subject, prepared, config, say, resume=False, point=point
+                )
+        say("profile: clocks put back")
     directory.finish("profile")
 
 
@@ -77,34 +118,65 @@ def check_profile(config: ProfileConfig) -> None:
 
 
 def choose_energy(
-    directory: RunDirectory, subject: Subject, hardware: str, say: Say, wanted: bool = True
+    directory: RunDirectory,
+    subject: Subject,
+    hardware: str,
+    say: Say,
+    wanted: bool = True,
+    metering: MeteringConfig | None = None,
 ) -> ChosenMeter:
     """The meter of a run, said aloud and noted in the manifest.
 
     Args:
+        hardware: the hardware profile, as it was asked for.
         wanted: else it is one whose readings are all unavailable.
+        metering: says whether there is an external meter; none if None.
     """
-    chosen = hardware_profile(hardware, str(subject.device))
+    device = str(subject.device)
+    device_class = "cpu" if subject.device.type == "cpu" else "gpu"
+    chosen = hardware_profile(hardware, device)
     if wanted:
-        meter = choose_meter(str(subject.device), chosen.profile)
+        metering = metering or MeteringConfig()
+        meter = open_meter(device, chosen.profile, metering, threads=subject.threads)
     else:
-        domain = {"cuda": "gpu"}.get(subject.device.type, "cpu")
-        missing = Unavailable("no meter", (domain,), "energy was not asked for")
-        meter = ChosenMeter((), (missing,), domain, "not measured, because it was not asked for.")
+        missing = Unavailable("no meter", (device_class,), "energy was not asked for")
+        meter = ChosenMeter(
+            (), (missing,), device_class, "not measured, because it was not asked for."
+        )
     say(f"energy: {meter.words}")
+    known = directory.manifest.get("hardware", {})
     directory.update(
         hardware={
             "profile": chosen.profile.name if chosen.profile else None,
             "asked": hardware,
+            "device_class": device_class,
             "power_w": active_power_w(chosen),
+            "peaks": _peaks(chosen, device_class),
             "description": chosen.profile.description if chosen.profile else None,
             "why": chosen.why,
             "energy": meter.words,
             "meter": meter.name,
+            "meters": meter_facts(meter),
             "source": meter.source,
+            **_idle_facts(meter, known),
         }
     )
     return meter
+
+
+def _peaks(chosen: ChosenProfile, device_class: str) -> dict[str, Any]:
+    peaks = chosen.profile.peaks.get(device_class, {}) if chosen.profile else {}
+    return {name: asdict(figure) for name, figure in peaks.items()}
+
+
+def _idle_facts(meter: ChosenMeter, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Idle power and own cost as far as they are known before measuring: of the same meter."""
+    idle_w: float | None = getattr(meter, "idle_w", None)
+    if idle_w is not None:
+        return {"idle_w": idle_w, "idle_source": "modelled", "overhead": None}
+    names = ("idle_w", "idle_source", "overhead")
+    same = known.get("meter") == meter.name and known.get("source") == meter.source
+    return {name: known.get(name) if same else None for name in names}
 
 
 def active_power_w(chosen: ChosenProfile) -> dict[str, float]:
@@ -120,41 +192,96 @@ def profile_subject(
     config: ProfileConfig,
     say: Say,
     resume: bool,
+    point: SetPoint | None = None,
 ) -> None:
     """Profile every precision and batch size, and write the cost table after each.
 
     Args:
         resume: leave out what the table holds already, measured in the same way.
+        point: the operating point that the clocks are set to; None: as they are.
     """
-    meter = choose_energy(directory, subject, config.hardware, say) if config.energy else None
+    meter = None
+    if config.energy:
+        meter = choose_energy(
+            directory, subject, config.hardware, say, metering=config.metering
+        )
     done = dict(directory.manifest.get("profile", {}))
     priced = CostTable.read(directory.cost).settings() if directory.cost.is_file() else []
+    name = "default" if point is None else point.name
+    idle: Idle | None = None
+    noted = False
     for precision, network in prepared.items():
         for batch_size in config.batch_sizes:
-            key = f"{precision}, batch {batch_size}"
-            how = _how(config, meter, network)
-            there = (precision, batch_size, "default") in priced
+            key = profile_key(precision, batch_size, point)
+            how = _how(config, meter, network, point)
+            there = (precision, batch_size, name) in priced
             if resume and there and done.get(key, {}).get("how") == how:
                 say(f"profile {key}: already there")
                 continue
-            say(f"profile {key}: at most {config.seconds:g} s")
-            result = _profile(subject, network, batch_size, config, meter, say)
+            say(f"profile {key}: at most {config.seconds:g} s, then energy")
+            result = _profile(subject, network, batch_size, config, meter, idle, point, say)
             if len(prepared) > 1:
                 result = replace(result, notes=(*result.notes, _ONE_BY_ONE))
-            _write(directory, precision, batch_size, result)
-            directory.update(
-                profile={key: {"how": how, "whole": result.whole, "notes": list(result.notes)}}
-            )
-            whole = result.whole
+            if meter is not None and not noted:
+                _note_metering(directory, meter, result, config, say, point)
+                noted = True
+            # Idle power that is measured before and after belongs to one measurement alone.
+            idle = None if TIERS[config.metering.tier].idle_after else result.idle
+            _write(directory, precision, batch_size, name, result)
+            _tell(directory, key, how, result, say)
+
+
+def profile_key(precision: str, batch_size: int, point: SetPoint | None = None) -> str:
+    """What a profile is called in the manifest and in lines of progress."""
+    key = f"{precision}, batch {batch_size}"
+    return key if point is None else f"{key}, {point.name}"
+
+
+def _tell(
+    directory: RunDirectory, key: str, how: dict[str, Any], result: Profile, say: Say
+) -> None:
+    whole = result.whole
+    entry = {
+        "how": how, "whole": whole, "energy": result.energy, "notes": list(result.notes),
+    }  # fmt: skip
+    directory.update(profile={key: entry})
+    say(
+        f"profile {key}: whole network {whole['latency_ms']:.4g} ms per sample, sum of "
+        f"its parts {whole['parts_latency_ms']:.4g} ms"
+    )
+    for note in result.notes:
+        say(f"profile {key}: {note}")
+
+
+def _note_metering(
+    directory: RunDirectory,
+    meter: ChosenMeter,
+    result: Profile,
+    config: ProfileConfig,
+    say: Say,
+    point: SetPoint | None,
+) -> None:
+    """Idle power, tier and the meter's own cost, as this profile found them."""
+    idle = result.idle or UNKNOWN
+    facts: dict[str, Any] = {"tier": config.metering.tier}
+    if point is None and idle.power_w is not None:
+        facts |= {"idle_w": idle.power_w, "idle_source": idle.source}
+    window_s = result.energy.get("window_s")
+    if meter.source == "measured" and window_s is not None:
+        overhead = measure_overhead(meter, idle).plain(window_s)
+        facts["overhead"] = overhead
+        if overhead["share"] is not None and overhead["share"] > LIMIT:
             say(
-                f"profile {key}: whole network {whole['latency_ms']:.4g} ms per sample, sum of "
-                f"its parts {whole['parts_latency_ms']:.4g} ms"
+                f"energy: reading the meter takes {overhead['share']:.1%} of a window, more than "
+                f"{LIMIT:.0%}; a longer --tier has wider windows"
             )
-            for note in result.notes:
-                say(f"profile {key}: {note}")
+    directory.update(hardware=facts)
 
 
-def _how(config: ProfileConfig, meter: ChosenMeter | None, network: Any) -> dict[str, Any]:
+def _how(
+    config: ProfileConfig, meter: ChosenMeter | None, network: Any, point: SetPoint | None
+) -> dict[str, Any]:
+    external = config.metering
     return {
         "seconds": config.seconds,
         "interval": config.interval,
@@ -162,6 +289,11 @@ def _how(config: ProfileConfig, meter: ChosenMeter | None, network: Any) -> dict
         "runtime": network.name,
         "energy": meter.words if meter else None,
         "energy_seconds": config.energy_seconds,
+        "tier": config.metering.tier,
+        "external": external.external and [
+            external.external, external.external_unit, external.external_covers
+        ],
+        "clock_mhz": None if point is None else dict(point.clock_mhz),
     }
 
 
@@ -171,6 +303,8 @@ def _profile(
     batch_size: int,
     config: ProfileConfig,
     meter: ChosenMeter | None,
+    idle: Idle | None,
+    point: SetPoint | None,
     say: Say,
 ) -> Profile:
     exits, classes = subject.network.num_exits, subject.network.classes
@@ -185,7 +319,9 @@ def _profile(
     def forecast(logits: Tensor) -> object:
         return predictor.jump(1, LiveEvidence(rows, logits, "softmax", stack), rows)
 
-    return profile(
+    tier = TIERS[config.metering.tier]
+    before = settings() if tier.idle_after else None
+    result = profile(
         network,
         subject.network.counts(),
         images,
@@ -193,8 +329,18 @@ def _profile(
         _limits(config, subject),
         meter,
         forecast_counts=forecast_counts(classes, config.horizon),
+        operating_point="default" if point is None else point.name,
+        clock_mhz=None if point is None else point.own_mhz,
+        tier=tier,
+        idle=idle,
         say=say,
     )
+    if before is not None:
+        recorded = {"settings": {"before": before, "after": settings()}}
+        result = replace(result, energy={**result.energy, **recorded})
+    if point is not None and meter is not None and meter.power_w is not None:
+        return repriced(result, point)
+    return result
 
 
 def _limits(config: ProfileConfig, subject: Subject) -> Limits:
@@ -206,13 +352,16 @@ def _limits(config: ProfileConfig, subject: Subject) -> Limits:
     return replace(limits, min_sample_s=0.0) if subject.device.type == "cpu" else limits
 
 
-def _write(directory: RunDirectory, precision: str, batch_size: int, result: Profile) -> None:
+def _write(
+    directory: RunDirectory, precision: str, batch_size: int, point: str, result: Profile
+) -> None:
     if directory.cost.is_file():
         table = CostTable.read(directory.cost).with_rows(result.rows)
     else:
         table = CostTable.from_rows(result.rows, str(directory.cost))
     table.write(directory.cost)
-    samples = directory.path / f"cost-samples-{precision}-{batch_size}.npz"
+    more = "" if point == "default" else "-" + re.sub(r"[^\w.-]+", "_", point)
+    samples = directory.path / f"cost-samples-{precision}-{batch_size}{more}.npz"
     with replacing(samples) as temporary, temporary.open("wb") as handle:
         arrays: dict[str, Any] = {k: np.array(v) for k, v in result.samples_ms.items()}
         np.savez_compressed(handle, **arrays)

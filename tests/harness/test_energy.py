@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from exitbench.harness.energy import Energies, measure_energy
-from exitbench.harness.idle import Idle
+from exitbench.harness.idle import UNKNOWN, Idle
 from exitbench.harness.tiers import TIERS
 from exitbench.harness.timing import Limits
 from fake_counter import Bench, CounterMeter, CounterWindow, timing
@@ -23,7 +23,7 @@ def energies_of(
     *,
     meter: Any = None,
     tier: str = "quick",
-    idle: Idle | None = Idle(),
+    idle: Idle | None = UNKNOWN,
     limits: Limits = FREE,
     timed: dict[str, float] | None = None,
     say: Callable[[str], None] = lambda line: None,

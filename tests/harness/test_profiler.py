@@ -11,7 +11,6 @@ import pytest
 import torch
 from exitbench.harness.costs import CostTable
 from exitbench.harness.errors import ExitbenchError
-from exitbench.harness.meters.base import Reading
 from exitbench.harness.meters.modelled import ModelledMeter
 from exitbench.harness.profiler import Profile, _count_columns, profile
 from exitbench.harness.runtime.base import Prepared
