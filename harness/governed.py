@@ -7,6 +7,7 @@ live runs, so that a replayed request is a live one by construction.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from .errors import ExitbenchError
 from .evidence import Evidence, IntArray
-from .governors import Governor, LiveSteer, OperatingTable
+from .governors import Governor, LiveSteer, OperatingTable, Outlook, outlook_of
 from .meters.base import Source, weakest
 from .policies import Policy
 from .scheduler import Steer, walk
@@ -35,14 +36,14 @@ class Ways:
             classifier.
         way_of: index of each sample's way, (N,).
         accuracy: share of right answers, 0..1.
-        forecasts: whether a sample that stays pays for a forecast.
+        outlook: of the policy.
     """
 
     exits: int
     ways: tuple[Way, ...]
     way_of: IntArray
     accuracy: float
-    forecasts: bool
+    outlook: Outlook
 
 
 def find_ways(policy: Policy, trace: Trace, criterion: str | None) -> Ways:
@@ -71,7 +72,7 @@ def find_ways(policy: Policy, trace: Trace, criterion: str | None) -> Ways:
         tuple(_way(int(bits), int(left), exits) for bits, left in different.T),
         way_of.reshape(-1),
         float((outcome.label == trace.truth).mean()),
-        policy.forecasts,
+        outlook_of(policy),
     )
 
 
@@ -111,10 +112,10 @@ def govern_ways(ways: Ways, governor: Governor, table: OperatingTable) -> Govern
     """All samples of a split, each steered along its way.
 
     Args:
-        ways: of a policy that pays for forecasts if ``governor.forecasts`` says so.
+        ways: of the policy that the governor was made for.
         governor: made for ``table``.
     """
-    assert ways.forecasts == governor.forecasts
+    assert ways.outlook == governor.outlook
     steer = LiveSteer(governor, table)
     for way in ways.ways:
         steer_along(way, steer)
@@ -156,3 +157,8 @@ def steer_along(way: Way, steer: Steer) -> None:
     for exit, following in pairwise(way):
         steer.forecast(exit, following)
     steer.end(way[-1])
+
+
+def points_text(points: Mapping[str, float]) -> str:
+    """Shares by operating point in one cell, the slowest first: ``510 MHz:0.25 1020 MHz:0.75``."""
+    return " ".join(f"{name}:{share:.4g}" for name, share in points.items())

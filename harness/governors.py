@@ -13,19 +13,49 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .errors import ExitbenchError
 from .pointcosts import OperatingTable, PointCosts
 
+if TYPE_CHECKING:
+    from .policies import Policy
+
 __all__ = [
-    "GOVERNORS", "Governor", "LiveSteer", "OperatingTable", "PointCosts", "Request", "Session",
-    "make_governor",
+    "GOVERNORS", "Governor", "LiveSteer", "OperatingTable", "Outlook", "PointCosts", "Request",
+    "Session", "make_governor", "outlook_of",
 ]  # fmt: skip
 
 # Sums of the same parts in another order differ in their last digits; that is no missed deadline.
 ROUNDING = 1e-9
 MISSED_BY = 1e-6
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a policy's word about a sample's next exit is worth.
+
+    Attributes:
+        pays: a sample that stays pays for a forecast.
+        certain: a sample leaves at the exit that it is due at first.
+        predicts: the next exit of a sample that stays is a forecast of where it leaves, and not
+            only the next place to look.
+    """
+
+    pays: bool = False
+    certain: bool = False
+    predicts: bool = False
+
+
+def outlook_of(policy: Policy) -> Outlook:
+    """What a governor may make of a policy's word."""
+    from .policies import Fixed, Full, Oracle, Predictive
+
+    return Outlook(
+        pays=policy.forecasts,
+        certain=isinstance(policy, Full | Fixed | Oracle),
+        predicts=isinstance(policy, Predictive),
+    )
 
 
 class Governor(Protocol):
@@ -36,8 +66,8 @@ class Governor(Protocol):
         """Time allowed per request, in seconds."""
 
     @property
-    def forecasts(self) -> bool:
-        """Whether a sample that stays pays for a forecast, as its policy says."""
+    def outlook(self) -> Outlook:
+        """That of the policy whose requests it governs."""
 
     def choose(self, exit: int, following: int, spent_s: float, current: int) -> int:
         """The point for the stretch from ``exit`` to ``following``, as an index of the table.
@@ -56,7 +86,7 @@ class Constant:
 
     point: int
     deadline_s: float
-    forecasts: bool
+    outlook: Outlook
 
     def choose(self, exit: int, following: int, spent_s: float, current: int) -> int:
         return self.point
@@ -72,7 +102,7 @@ class Proportional:
 
     table: OperatingTable
     deadline_s: float
-    forecasts: bool
+    outlook: Outlook
 
     def choose(self, exit: int, following: int, spent_s: float, current: int) -> int:
         if exit == 0:
@@ -88,31 +118,32 @@ class Proportional:
 class Deadline:
     """Of the points that keep the deadline the one with the least energy above idle.
 
-    A point keeps it if the time spent, the switch and the stretch to the forecast exit end in time.
-    If none does, it is the top clock.
+    A point keeps it if the time spent, the switch and the stretch to the next exit end in time. If
+    none does, it is the top clock. A forecast is trusted: nothing is kept back for what may follow.
+    Where the next exit is no forecast (at the start, and under every-exit) room is left for all of
+    the network after it, with all heads and forecasts, at the top clock.
 
     Attributes:
-        safe: leave room, too, for all of the network after the forecast exit, with all heads and
-            forecasts, at the top clock, so that a wrong forecast misses no deadline.
+        safe: leave that room after a forecast, too, so that a wrong one misses no deadline.
     """
 
     table: OperatingTable
     deadline_s: float
-    forecasts: bool
+    outlook: Outlook
     safe: bool = False
 
     def choose(self, exit: int, following: int, spent_s: float, current: int) -> int:
         table, limit_s = self.table, self.deadline_s * (1 + ROUNDING) - spent_s
+        careful = not self.outlook.certain if exit == 0 else self.safe or not self.outlook.predicts
         best, least_j = table.top, float("inf")
         for point in range(len(table.points)):
-            switching = exit > 0 and point != current
             seconds = table.stretches_s[point].cost(exit, following)
             joules = table.stretches_j[point].cost(exit, following)
-            if switching:
+            if exit > 0 and point != current:
                 seconds += table.switch_s
                 joules += table.switch_j(current, point)
-            room_s = self._room_s(point, following) if self.safe else 0.0
             above_idle_j = joules - table.idle_w * seconds
+            room_s = self._room_s(point, following) if careful else 0.0
             # Of equals the faster one, which leaves more time to what may follow.
             if seconds + room_s <= limit_s and above_idle_j <= least_j:
                 best, least_j = point, above_idle_j
@@ -125,34 +156,33 @@ class Deadline:
             return 0.0
         top = table.stretches_s[table.top]
         room_s = 0.0 if point == table.top else table.switch_s
-        if not self.forecasts:
+        if not self.outlook.pays:
             return room_s + top.rest_unforecast[following]
         return room_s + table.stretches_s[point].forecast[following] + top.rest[following]
 
 
 def _fixed(
-    table: OperatingTable, deadline_s: float, forecasts: bool, operating_point: str | None
+    table: OperatingTable, deadline_s: float, outlook: Outlook, operating_point: str | None
 ) -> Governor:
     if operating_point is not None:
-        return Constant(table.index(operating_point), deadline_s, forecasts)
+        return Constant(table.index(operating_point), deadline_s, outlook)
     limit_s = deadline_s * (1 + ROUNDING)
     able = [index for index, point in enumerate(table.points) if point.full_s <= limit_s]
-    return Constant(min(able, default=table.top), deadline_s, forecasts)
+    return Constant(min(able, default=table.top), deadline_s, outlook)
 
 
-def _top(table: OperatingTable, deadline_s: float, forecasts: bool, _: str | None) -> Governor:
-    return Constant(table.top, deadline_s, forecasts)
+def _top(table: OperatingTable, deadline_s: float, outlook: Outlook, _: str | None) -> Governor:
+    return Constant(table.top, deadline_s, outlook)
 
 
-GOVERNORS: dict[str, Callable[[OperatingTable, float, bool, str | None], Governor]] = {
+_Make = Callable[[OperatingTable, float, Outlook, str | None], Governor]
+GOVERNORS: dict[str, _Make] = {
     "fixed": _fixed,
     "race-to-idle": _top,
-    "proportional": lambda table, deadline_s, forecasts, _: Proportional(
-        table, deadline_s, forecasts
-    ),
-    "deadline": lambda table, deadline_s, forecasts, _: Deadline(table, deadline_s, forecasts),
-    "deadline-safe": lambda table, deadline_s, forecasts, _: Deadline(
-        table, deadline_s, forecasts, safe=True
+    "proportional": lambda table, deadline_s, outlook, _: Proportional(table, deadline_s, outlook),
+    "deadline": lambda table, deadline_s, outlook, _: Deadline(table, deadline_s, outlook),
+    "deadline-safe": lambda table, deadline_s, outlook, _: Deadline(
+        table, deadline_s, outlook, safe=True
     ),
 }
 
@@ -162,7 +192,7 @@ def make_governor(
     table: OperatingTable,
     deadline_s: float | None = None,
     *,
-    forecasts: bool,
+    outlook: Outlook,
     operating_point: str | None = None,
 ) -> Governor:
     """The governor of that name.
@@ -171,7 +201,7 @@ def make_governor(
         name: key of ``GOVERNORS``; None is the top clock throughout.
         table: costs of the operating points.
         deadline_s: time allowed per request; the full network's at the top clock if None.
-        forecasts: ``policy.forecasts``: whether a sample that stays pays for a forecast.
+        outlook: ``outlook_of(policy)``.
         operating_point: of ``fixed``; the slowest at which the full network keeps the deadline if
             None, and the top clock if none does.
 
@@ -181,8 +211,8 @@ def make_governor(
     if name is not None and name not in GOVERNORS:
         raise ExitbenchError(f"governor is {name!r}; known are {', '.join(GOVERNORS)}")
     make = _top if name is None else GOVERNORS[name]
-    return make(table, table.full_s if deadline_s is None else deadline_s, forecasts,
-                operating_point)
+    allowed_s = table.full_s if deadline_s is None else deadline_s
+    return make(table, allowed_s, outlook, operating_point)
 
 
 class Session(Protocol):
@@ -257,7 +287,7 @@ class LiveSteer:
 
     def forecast(self, exit: int, following: int) -> None:
         """At ``exit`` the request was sent on to ``following`` (..E + 1)."""
-        self._account(exit, self._governor.forecasts)
+        self._account(exit, self._governor.outlook.pays)
         assert self._current is not None
         chosen = self._choose(exit, following, self._spent_s, self._current)
         if chosen == self._current:

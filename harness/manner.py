@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .governors import Governor, LiveSteer, OperatingTable, Session, make_governor
+from .governors import Governor, LiveSteer, OperatingTable, Session, make_governor, outlook_of
 from .idle import UNKNOWN, Idle
 from .meters.base import Meter, minimum_window_s
 from .passes import Pass
@@ -45,7 +45,7 @@ class Governing:
             self.name,
             self.table,
             self.deadline_s,
-            forecasts=policy.forecasts,
+            outlook=outlook_of(policy),
             operating_point=self.operating_point,
         )
 

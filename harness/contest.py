@@ -1,0 +1,177 @@
+"""The paper's comparison at equal accuracy and equal latency: which setting stands for each role.
+
+Settings are chosen on the calibration split: of a role the cheapest that keep the accuracy go into
+the contest, each is replayed under the governor, and the one with the least energy wins, idle until
+the deadline included, among those that keep the deadline. Only the winner sees the test split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .choose import ROLES, cost_column, target_accuracy
+from .costs import Prices
+from .governed import Governed, Ways, find_ways, govern_ways
+from .governors import OperatingTable, make_governor
+from .settings import Setting, make_policy
+from .sweep import Grid, Traces, replay_grid, table
+from .sweeping import setting_of
+
+GOVERNED_ROLES = (
+    "full", "fixed", "every-exit", "every-exit-best", "predictive", "predictive-table",
+)  # fmt: skip
+CANDIDATES = 12  # the cheapest at the top clock; the best under a governor was always among them
+MISSED_SHARE = 0.01  # requests that may miss the deadline
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The setting that stands for a role under a governor, and what it costs on the test split.
+
+    Attributes:
+        governor: key of ``GOVERNORS``; None is the top clock throughout.
+        operating_point: that of the governor ``fixed``; the top clock's without a governor.
+        accuracy, calibration_accuracy: 0..1.
+    """
+
+    role: str
+    setting: Setting
+    governor: str | None
+    operating_point: str | None
+    accuracy: float
+    calibration_accuracy: float
+    costs: Governed
+
+
+@dataclass
+class Arena:
+    """One precision's traces and operating points, and the ways that settings were seen to go.
+
+    Attributes:
+        deadline_s: time allowed per request, the same for all.
+        operating_point: of the governor ``fixed``; chosen like a setting if None.
+    """
+
+    traces: Traces
+    points: OperatingTable
+    deadline_s: float
+    operating_point: str | None = None
+    _ways: dict[tuple[Setting, str], Ways] = field(default_factory=dict)
+
+    def ways(self, setting: Setting, split: str) -> Ways:
+        """The ways of a split's samples under a setting; found once."""
+        key = (setting, split)
+        if key not in self._ways:
+            trace = self.traces.test if split == "test" else self.traces.calibration
+            policy = make_policy(
+                setting, trace.meta.exits, self.traces.scales, self.traces.calibration
+            )
+            self._ways[key] = find_ways(policy, trace, setting.criterion)
+        return self._ways[key]
+
+    def run(
+        self, setting: Setting, split: str, governor: str | None, operating_point: str | None
+    ) -> Governed:
+        """What a setting costs on a split under a governor."""
+        ways = self.ways(setting, split)
+        made = make_governor(
+            governor,
+            self.points,
+            self.deadline_s,
+            outlook=ways.outlook,
+            operating_point=operating_point,
+        )
+        return govern_ways(ways, made, self.points)
+
+    def variants(self, governor: str | None) -> list[str | None]:
+        """The operating points that a governor can be made with."""
+        if governor is None:
+            return [self.points.points[-1].name]
+        if governor != "fixed":
+            return [None]
+        if self.operating_point is not None:
+            return [self.operating_point]
+        return [point.name for point in self.points.points]
+
+
+def candidates(
+    traces: Traces,
+    prices: Prices,
+    precision: str,
+    criteria: tuple[str, ...],
+    beta_count: int,
+    accuracy_loss: float,
+    say: Say,
+) -> dict[str, list[tuple[Setting, float]]]:
+    """Per role the cheapest settings at the top clock that keep the accuracy, with theirs.
+
+    All of it on the calibration split.
+    """
+    grid = Grid(
+        policies=("full", "fixed", "every-exit", "predictive"),
+        criteria=criteria,
+        betas=None,
+        beta_count=beta_count,
+        start_layers=None,
+        predictors=("convolution", "table"),
+    )
+    replayed = list(replay_grid(grid, traces, precision, "calibration", say))
+    rows = table(replayed, prices, "calibration")
+    target, cost = target_accuracy(rows, accuracy_loss), cost_column(rows)
+    found: dict[str, list[tuple[Setting, float]]] = {}
+    for role in ROLES:
+        if role.name in GOVERNED_ROLES:
+            # The tolerance undoes the rounding of the target, as in choose.cheapest.
+            able = rows[role.admits(rows) & (rows.accuracy >= target - 1e-12)]
+            able = able[able[cost].notna()].sort_values(
+                [cost, "accuracy"], ascending=[True, False], kind="stable"
+            )
+            found[role.name] = [
+                (setting_of(row), float(row.accuracy))
+                for _, row in able.head(CANDIDATES).iterrows()
+            ]
+    return found
+
+
+def contest(
+    arena: Arena,
+    found: Mapping[str, Sequence[tuple[Setting, float]]],
+    governors: Iterable[str | None],
+) -> list[Winner]:
+    """The winner of every role under every governor; a role that nothing can play is missing."""
+    winners = []
+    for role, entries in found.items():
+        for governor in governors:
+            tried = [
+                (setting, accuracy, point, arena.run(setting, "calibration", governor, point))
+                for setting, accuracy in entries
+                for point in arena.variants(governor)
+            ]
+            best = least_energy([costs for *_, costs in tried])
+            if best is None:
+                continue
+            setting, accuracy, point, _ = tried[best]
+            costs = arena.run(setting, "test", governor, point)
+            shown = arena.ways(setting, "test").accuracy
+            winners.append(Winner(role, setting, governor, point, shown, accuracy, costs))
+    return winners
+
+
+def least_energy(tried: Sequence[Governed]) -> int | None:
+    """Index of the least energy among those that miss at most 1% of the deadlines.
+
+    Where all miss more, those within one percentage point of the least missed are compared, so that
+    a hair less missed is not bought with any energy. Costs that are not known never win.
+    """
+    known = [index for index, costs in enumerate(tried) if not np.isnan(costs.energy_j)]
+    if not known:
+        return None
+    allowed = max(MISSED_SHARE, min(tried[index].missed for index in known) + MISSED_SHARE)
+    if any(tried[index].missed <= MISSED_SHARE for index in known):
+        allowed = MISSED_SHARE
+    able = [index for index in known if tried[index].missed <= allowed]
+    return min(able, key=lambda index: tried[index].energy_j)
