@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,7 +12,6 @@ from .clocks.choose import find_actuators
 from .clocks.session import ClockSession
 from .configs import RunConfig
 from .costs import CostTable, Prices
-from .devices import resolve_threads
 from .dvfs import Point, points_of
 from .errors import ExitbenchError
 from .governors import Constant, make_governor
@@ -67,9 +67,16 @@ def governed(
         yield lambda prices: governing(prices, settable, session)
 
 
+def usable_cpus() -> int:
+    """How many logical CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def busy_share(threads: int) -> float:
-    """Share of this machine's cores that so many threads keep busy."""
-    return min(1.0, threads / resolve_threads(0))
+    """Share of the CPUs of this process that so many threads keep busy."""
+    return min(1.0, threads / usable_cpus())
 
 
 def settable_points(

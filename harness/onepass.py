@@ -58,7 +58,11 @@ def run_pass(
     for positions, images in _chunks(bench, size):
         going.take(positions, images)
         stretch = run_stretch(
-            going.once, bench.meter, floor_s / chunks, bench.prepared.synchronise
+            going.once,
+            bench.meter,
+            floor_s / chunks,
+            bench.prepared.synchronise,
+            bench.manner.scene.clock,
         )
         outcomes += stretch.found
         readings.append(going.idled(stretch.reading, stretch.times))
@@ -158,22 +162,20 @@ class _Going:
         return Pass(reading, span_s, _governed(found, self._steer))
 
 
-def with_idle(reading: Reading, meter: Any, busy_s: float, awake: bool = False) -> Reading:
+def with_idle(reading: Reading, meter: Any, busy_s: float) -> Reading:
     """A modelled reading of ``busy_s`` of work and idle for the rest; a measured one as it is.
 
     Args:
         meter: knows its watts at work (``power_w``) and idle (``idle_w``) if all is modelled.
-        awake: the rest was waited for busily, so that it takes the watts of work too.
     """
     power_w, idle_w = getattr(meter, "power_w", None), getattr(meter, "idle_w", None)
     if power_w is None or reading.total_j is None:
         return reading
-    if idle_w is None and not awake:
+    if idle_w is None:
         unknown: dict[str, float | None] = dict.fromkeys(reading.joules)
         note = "the hardware profile does not state the idle power, so a scene has no energy"
         return replace(reading, joules=unknown, note=reading.note or note)
-    rest_w = power_w if awake or idle_w is None else idle_w
-    wanted_j = power_w * busy_s + rest_w * max(0.0, reading.seconds - busy_s)
+    wanted_j = power_w * busy_s + idle_w * max(0.0, reading.seconds - busy_s)
     factor = wanted_j / reading.total_j if reading.total_j else 1.0
     joules = {name: None if j is None else j * factor for name, j in reading.joules.items()}
     return replace(reading, joules=joules)
