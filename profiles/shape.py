@@ -203,12 +203,10 @@ def _dvfs(faults: Faults, raw: dict[str, Any]) -> None:
         if power is None:
             faults.missing(f"power.{name}", f"[dvfs.{name}] shares out its active_w")
             continue
-        static = dvfs.get("static_w", power.get("idle_w", {"value": 0}))["value"]
-        together = static + dvfs.get("memory_w", {"value": 0})["value"]
-        active = power["active_w"]["value"]
+        together, active = sum(_given(dvfs, "static_w", "memory_w")), power["active_w"]["value"]
         if together > active:
-            allowed = f"static_w (idle_w if not given) and memory_w must be at most {active:g}"
-            faults.add(f"dvfs.{name}", together, f"{allowed}, which is active_w, together")
+            allowed = f"static_w and memory_w must be at most active_w together, which is {active}"
+            faults.add(f"dvfs.{name}", together, allowed)
         shares = sum(_given(dvfs, "fixed_time_share", "memory_time_share"))
         if shares > 1:
             allowed = "fixed_time_share and memory_time_share must be at most 1 together"

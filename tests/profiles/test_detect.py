@@ -110,7 +110,85 @@ def test_a_jetson_tx2_is_known_by_its_device_tree(
 ) -> None:
     write(tmp_path, f"device-tree/{name}", text)
     fits = look(tmp_path, machine="aarch64").fits
-    assert [(fit.profile.name, fit.why) for fit in fits] == [("jetson-tx2", why)]
+    assert [fit.profile.name for fit in fits] == ["jetson-tx2", "generic-arm64"]
+    assert fits[0].why == why
+
+
+MODEL, COMPATIBLE, FILE = (
+    "device-tree/model",
+    "device-tree/compatible",
+    "device-tree/nvidia,dtsfilename",
+)
+ORIN = "nvidia,p3768-0000+p3767-0005-super\0nvidia,tegra234\0"
+
+
+@pytest.mark.parametrize(
+    ("name", "tree"),
+    [
+        ("raspberry-pi-5", {MODEL: "Raspberry Pi 5 Model B Rev 1.0\0"}),
+        ("raspberry-pi-5", {MODEL: "Raspberry Pi 5 Model B Rev 1.1\0"}),
+        ("jetson-tx2", {MODEL: "NVIDIA Jetson TX2 Developer Kit\0"}),
+        (
+            "jetson-agx-xavier",
+            {MODEL: "Jetson-AGX\0", COMPATIBLE: "nvidia,galen\0nvidia,tegra194\0"},
+        ),
+        ("jetson-agx-xavier", {MODEL: "NVIDIA Jetson AGX Xavier Developer Kit\0"}),
+        ("jetson-agx-xavier", {FILE: "/dvs/tegra194-p2888-0001-p2822-0000.dts\0"}),
+        (
+            "jetson-orin-nano",
+            {MODEL: "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0"},
+        ),
+        (
+            "jetson-orin-nano",
+            {MODEL: "NVIDIA Jetson Orin Nano Super Developer Kit\0", COMPATIBLE: ORIN},
+        ),
+        ("jetson-orin-nano", {MODEL: "NVIDIA Orin Nano Developer Kit\0"}),
+        ("generic-arm64", {}),
+        ("generic-arm64", {MODEL: "Raspberry Pi 4 Model B Rev 1.4\0"}),
+        ("generic-arm64", {MODEL: "NVIDIA Jetson AGX Orin Developer Kit\0", COMPATIBLE: ORIN}),
+        (
+            "generic-arm64",
+            {MODEL: "NVIDIA Jetson Xavier NX Developer Kit\0", COMPATIBLE: "x\0nvidia,tegra194\0"},
+        ),
+    ],
+)
+def test_exactly_the_right_profile_wins_on_each_arm_machine(
+    tmp_path: Path, name: str, tree: dict[str, str]
+) -> None:
+    for file, text in tree.items():
+        write(tmp_path, file, text)
+    fits = [fit.profile.name for fit in look(tmp_path, machine="aarch64").fits]
+    assert fits == [name, *({"generic-arm64"} - {name})]
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("nvidia-a100", "NVIDIA A100-SXM4-80GB"),
+        ("nvidia-h100", "NVIDIA H100 80GB HBM3"),
+        ("nvidia-h200", "NVIDIA H200"),
+        ("rtx-4090", "NVIDIA GeForce RTX 4090"),
+    ],
+)
+def test_exactly_the_right_profile_wins_beside_each_card(
+    tmp_path: Path, name: str, card: str
+) -> None:
+    machine = look(tmp_path, library=nvml(card))
+    assert [fit.profile.name for fit in machine.fits] == [name, "generic-x86"]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-40GB", "NVIDIA H100 PCIe", "NVIDIA H100 NVL",
+        "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
+    ],
+)  # fmt: skip
+def test_a_sister_card_with_other_clocks_and_limits_fits_no_profile(
+    tmp_path: Path, card: str
+) -> None:
+    machine = look(tmp_path, library=nvml(card))
+    assert [fit.profile.name for fit in machine.fits] == ["generic-x86"]
 
 
 def test_a_card_goes_before_the_generic_profile_which_still_prices_the_cpu(tmp_path: Path) -> None:
