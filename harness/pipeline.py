@@ -119,12 +119,14 @@ def _govern(
     from .governing import govern
     from .operating import NothingToGovern
 
+    # Of the criteria of the study, those that a governor is worth trying with.
+    few = tuple(name for name in GovernConfig.criteria if name in config.criteria)
     for name in config.govern:
         governing = GovernConfig(
             config.run,
             hardware=config.hardware if name == "auto" else name,
             precisions=tuple(precisions),  # type: ignore[arg-type]
-            criteria=config.criteria,
+            criteria=few or config.criteria,
             beta_count=config.beta_count,
             accuracy_loss=config.accuracy_loss,
         )

@@ -21,7 +21,9 @@ from exitbench.harness.pipeline import run_report, study
 from exitbench.harness.rundir import RunDirectory
 from pipeline_fixtures import Inputs, Killed, Said, leftovers, refused, silent, study_config
 
-TABLES = ("sweep.csv", "comparison.csv", "prediction.csv", "prediction_confusion.csv")
+TABLES = (
+    "sweep.csv", "comparison.csv", "scenarios.csv", "prediction.csv", "prediction_confusion.csv",
+)  # fmt: skip
 TRACES = ("trace-calibration-fp32.npz", "trace-test-fp32.npz")
 COSTS = ("cost.csv", "cost-samples-fp32-1.npz", "cost-samples-fp32-8.npz")
 FILES = (*COSTS, *TABLES, *TRACES, "measurements.jsonl")
@@ -29,6 +31,11 @@ FILES = (*COSTS, *TABLES, *TRACES, "measurements.jsonl")
 
 def contents(run: Path, names: tuple[str, ...] = TABLES) -> dict[str, bytes]:
     return {name: (run / name).read_bytes() for name in names}
+
+
+def governed(run: Path) -> str:
+    """The table of governors on this machine's own clocks."""
+    return f"governed-{RunDirectory(run).manifest['hardware']['profile']}.csv"
 
 
 def stamps(run: Path, names: tuple[str, ...]) -> dict[str, int]:
@@ -50,7 +57,7 @@ def priced(finished: Path, run: Path) -> Path:
 def test_a_finished_study_holds_every_file_of_a_run_directory(finished: Path) -> None:
     assert leftovers(finished) == []
     files = {path.name for path in finished.iterdir()}
-    assert files == {"manifest.json", *FILES}
+    assert files == {"manifest.json", *FILES, governed(finished)}
     rows = pd.read_csv(finished / "sweep.csv")
     assert set(rows.split) == {"calibration", "test"}
     assert rows[["accuracy", "macs", "latency_ms"]].notna().all(axis=None)
@@ -72,7 +79,8 @@ def test_the_manifest_says_what_was_done_with_what(finished: Path, inputs: Input
     assert manifest["environment"]["threads"] == 1
     assert manifest["hardware"]["source"] in ("measured", "modelled", "unavailable")
     assert set(manifest["profile"]) == {"fp32, batch 1", "fp32, batch 8"}
-    assert manifest["checksums"] == {name: sha256(finished / name) for name in sorted(FILES)}
+    written = sorted((*FILES, governed(finished)))
+    assert manifest["checksums"] == {name: sha256(finished / name) for name in written}
 
 
 def test_a_study_can_be_repeated_from_its_manifest(finished: Path, inputs: Inputs) -> None:
