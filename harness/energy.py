@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -196,12 +196,26 @@ def _priced(
         window = meter.open()
         unit()
         synchronise()
-        taken[name] = [Taken(1, window.close())]
+        taken[name] = [Taken(1, _at_work(window.close(), meter))]
     energies = {
         name: _modelled(windows[0].reading, timings[name], idle)
         for name, windows in taken.items()
     }
     return Energies(energies, window_notes(taken), idle, summary(taken, None, None, idle))
+
+
+def _at_work(reading: Reading, meter: Meter) -> Reading:
+    """A reading at the power that the meter states for work.
+
+    Modelled power may follow utilisation, which a window as short as a unit does not tell.
+    """
+    power_w: float | None = getattr(meter, "power_w", None)
+    total_j = reading.total_j
+    if power_w is None or not total_j:
+        return reading
+    share = power_w * reading.seconds / total_j
+    joules = {name: None if j is None else j * share for name, j in reading.joules.items()}
+    return replace(reading, joules=joules)
 
 
 def _modelled(reading: Reading, timing: Timing, idle: Idle) -> UnitEnergy:

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..profiles.schema import Profile
 from .configs import MeteringConfig
-from .meters.base import Clock
+from .meters.base import Clock, Unavailable
 from .meters.choose import ChosenMeter, choose_meter, torch_uuid
+from .meters.external import ExternalMeter, find_external
 
 
 def open_meter(
@@ -41,6 +42,8 @@ def open_meter(
     return choose_meter(
         device,
         profile,
+        threads=threads,
+        external=external_meter(metering, clock=clock),
         root=root,
         nvml=nvml,
         environ=environ,
@@ -51,12 +54,10 @@ def open_meter(
 
 def external_meter(
     metering: MeteringConfig, *, clock: Clock = time.perf_counter
-) -> Any:
+) -> ExternalMeter | Unavailable | None:
     """The user's own meter, or why it cannot be used; None where there is none."""
     if metering.external is None:
         return None
-    from .meters.external import find_external
-
     return find_external(
         metering.external, metering.external_unit, metering.external_covers, clock=clock
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -83,7 +84,7 @@ def run_profile(
     if config.operating_points:
         places = find_set_points(
             config.operating_points, chosen.profile, str(subject.device),
-            root=root, nvml=nvml, journal=journal,
+            busy=_busy(subject), root=root, nvml=nvml, journal=journal,
         )  # fmt: skip
         places.prove()
     directory = RunDirectory(config.run)
@@ -100,6 +101,13 @@ def run_profile(
                 )
         say("profile: clocks put back")
     directory.finish("profile")
+
+
+def _busy(subject: Subject) -> float:
+    """The share of the logical CPUs that the network works on; all of a GPU."""
+    if subject.device.type != "cpu":
+        return 1.0
+    return min(1.0, subject.threads / (os.cpu_count() or 1))
 
 
 def check_profile(config: ProfileConfig) -> None:

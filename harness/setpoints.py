@@ -88,6 +88,7 @@ def find_set_points(
     profile: Profile | None,
     device: str,
     *,
+    busy: float = 1.0,
     root: Path = Path("/"),
     nvml: ModuleType | None = None,
     journal: Path | None = None,
@@ -98,6 +99,7 @@ def find_set_points(
         names: what was asked for.
         profile: the hardware profile of the device; None if none fits.
         device: as torch writes it: ``cpu``, ``cuda`` or ``cuda:N``.
+        busy: share of the device's logical CPUs that the network works on, for modelled power.
         root: where ``sys`` is found.
         nvml: what answers as ``pynvml``; the installed one if None.
         journal: where the clocks are kept that were found; the user's own place if None.
@@ -117,7 +119,7 @@ def find_set_points(
             "doctor' says why, and what would mend it"
         )
     used = {name: each for name, each in actuators.items() if name in ("cpu", "gpu", "memory")}
-    points = tuple(_set_point(name, profile, device_class, used) for name in names)
+    points = tuple(_set_point(name, profile, device_class, used, busy) for name in names)
     if len({point.name for point in points}) < len(points):
         raise ExitbenchError(
             f"two of the operating points {', '.join(names)} are the same; leave one out"
@@ -127,7 +129,11 @@ def find_set_points(
 
 
 def _set_point(
-    name: str, profile: Profile | None, device_class: str, actuators: Mapping[Any, Actuator]
+    name: str,
+    profile: Profile | None,
+    device_class: str,
+    actuators: Mapping[Any, Actuator],
+    busy: float,
 ) -> SetPoint:
     levels = actuators[device_class].levels()
     level = _LEVEL.fullmatch(name)
@@ -157,16 +163,18 @@ def _set_point(
         point = kept[0]
     return SetPoint(
         point.name, point.clock_mhz, point.clock_mhz[device_class],
-        _power_factor(profile, device_class, point),
+        _power_factor(profile, device_class, point, busy),
     )  # fmt: skip
 
 
-def _power_factor(profile: Profile | None, device_class: str, point: Point) -> float | None:
+def _power_factor(
+    profile: Profile | None, device_class: str, point: Point, busy: float
+) -> float | None:
     power = None if profile is None else profile.power.get(device_class)
     if profile is None or power is None or power.idle_w is None:
         return None
-    model = dvfs_of(profile, device_class)
-    return model.power_w(point) / power.active_w.value
+    model = dvfs_of(profile, device_class, busy=busy)
+    return model.power_w(point) / model.power_w(Point("top", {}, 1.0))
 
 
 def repriced(found: Profiled, point: SetPoint) -> Profiled:
