@@ -184,7 +184,7 @@ def _compare(
             config.accuracy_loss, say,
         )  # fmt: skip
         arena = Arena(each.traces, each.points, each.deadline_s, config.operating_point)
-        winners = contest(arena, found, (None, *config.governors))
+        winners = contest(arena, found, config.governors)
         frames.append(_with_shares([_row(winner, device, each.deadline_s) for winner in winners]))
     return pd.concat(frames, ignore_index=True)
 
