@@ -23,7 +23,7 @@ from ..meters.choose import cuda_index, torch_uuid
 from .base import Actuator, ClockError, Domain
 from .cores import find_cores
 from .cpufreq import find_cpufreq
-from .devfreq import find_devfreq, find_emc
+from .devfreq import EMC_NODE, find_devfreq, find_emc
 from .nvml import find_nvml
 from .simulated import simulated_actuators
 from .sysfs import listed
@@ -121,7 +121,7 @@ def survey_actuators(
         if known.actuator != "devfreq":
             return card(domain)
         switch_s = None if known.switch_ms is None else known.switch_ms.value * 1e-3
-        if domain == "memory" and not known.nodes:
+        if domain == "memory" and known.nodes == (EMC_NODE,):
             return find_emc(root, fallback=known.levels, switch_s=switch_s)
         return find_devfreq(root, domain, known.nodes, switch_s=switch_s)
 

@@ -136,11 +136,21 @@ class CpufreqActuator:
         """
         levels = self.levels()
         level = exact(levels, value, self.name)
+        self._check_none_came()
         with undoing(self):
             for policy in self.policies:
                 if policy.active:
                     khz = round(_following(policy.levels(), level, levels[-1]) * _KHZ)
                     policy.limits.write(khz, khz)
+
+    def _check_none_came(self) -> None:
+        known = {policy.folder for policy in self.policies}
+        for policy in _active(self.policies[0].folder.parent):
+            if policy.folder not in known:
+                raise ClockError(
+                    f"{policy.folder} came after exitbench had looked: its cores were offline, "
+                    "and what its clock was cannot be read then. Switch cores on beforehand"
+                )
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Put limits and governor of every policy back.
@@ -193,17 +203,11 @@ def find_cpufreq(root: Path, *, grid_mhz: float | None = None) -> CpufreqActuato
         ClockError: it cannot be set here, and why.
     """
     folder = root / FOLDER
-    found = sorted(
-        (int(match[1]), path)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _POLICY.fullmatch(path.name))
-    )
-    policies = [Policy(path, grid_mhz or GRID_MHZ) for _, path in found]
-    active = tuple(policy for policy in policies if policy.active)
+    active = _active(folder, grid_mhz or GRID_MHZ)
     if not active:
         raise ClockError(
-            f"{folder} has no policy. Virtual machines and some "
-            "containers hide it; elsewhere load the cpufreq driver of the CPU"
+            f"{folder} has no policy. Virtual machines and some containers hide it; elsewhere "
+            "load the cpufreq driver of the CPU"
         )
     for policy in active:
         if not policy.levels():
@@ -212,6 +216,16 @@ def find_cpufreq(root: Path, *, grid_mhz: float | None = None) -> CpufreqActuato
             if not writable(policy.folder / name):
                 raise ClockError(f"no permission to write {policy.folder / name}: {AS_ROOT}")
     return CpufreqActuator(active)
+
+
+def _active(folder: Path, grid_mhz: float = GRID_MHZ) -> tuple[Policy, ...]:
+    found = sorted(
+        (int(match[1]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _POLICY.fullmatch(path.name))
+    )
+    policies = (Policy(path, grid_mhz) for _, path in found)
+    return tuple(policy for policy in policies if policy.active)
 
 
 def _names(names: list[str]) -> str:

@@ -29,6 +29,8 @@ KIND = "devfreq"
 EMC_KIND = "emc"
 FOLDER = "sys/class/devfreq"
 EMC_FOLDER = "sys/kernel/debug/bpmp/debug/clk/emc"
+EMC_NODE = "emc"
+"""What stands among the ``nodes`` of a profile for the memory clock of a Jetson."""
 SETTLE_S: Mapping[Domain, float] = {"gpu": 0.02, "memory": 0.03}
 """How long a clock may take to be in force: four times what an Orin Nano takes
 (arXiv:2606.16106)."""

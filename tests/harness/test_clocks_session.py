@@ -1,0 +1,368 @@
+"""Sessions: clocks changed for a while, all or nothing, and the journal behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exitbench.harness.clocks import sysfs
+from exitbench.harness.clocks.base import Actuator, ClockError
+from exitbench.harness.clocks.cores import find_cores
+from exitbench.harness.clocks.cpufreq import find_cpufreq
+from exitbench.harness.clocks.devfreq import find_devfreq
+from exitbench.harness.clocks.journal import boot_id, journal_path
+from exitbench.harness.clocks.nvml import find_nvml
+from exitbench.harness.clocks.session import ClockSession
+from exitbench.harness.clocks.simulated import SimulatedActuator
+from fake_clocks import (
+    CPU,
+    CPUFREQ,
+    ClockCard,
+    CodedNVMLError,
+    Kernel,
+    add_cores,
+    add_devfreq,
+    add_policy,
+    content,
+    lockable_nvml,
+    refuse_above,
+    write_files,
+)  # fmt: skip
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    found = Kernel()
+    monkeypatch.setattr(sysfs, "put_text", found.put_text)
+    return found
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "clocks.json"
+
+
+def board(root: Path) -> dict[str, Actuator]:
+    """CPU and GPU clocks, and cores, of a small board."""
+    add_policy(root, 0)
+    add_cores(root, 4)
+    add_devfreq(root, "17000000.gp10b")
+    return {
+        "gpu": find_devfreq(root, "gpu", ("*.gp10b",)),
+        "cpu": find_cpufreq(root),
+        "cores": find_cores(root),
+    }
+
+
+def test_clocks_are_set_within_the_block_and_back_after_it(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    actuators = board(tmp_path)
+    before = content(tmp_path)
+
+    with ClockSession(actuators, journal=journal) as session:
+        seconds = session.apply({"cpu": 960.0, "gpu": 854.25, "cores": 2.0})
+        during = session.current()
+
+    assert seconds > 0
+    assert during == {"cores": 2.0, "cpu": 960.0, "gpu": 854.25}
+    assert content(tmp_path) == before
+    assert not journal.exists()
+
+
+def test_what_is_set_already_costs_nothing(tmp_path: Path, kernel: Kernel, journal: Path) -> None:
+    with ClockSession(board(tmp_path), journal=journal) as session:
+        session.apply({"cpu": 960.0})
+        written = len(kernel.writes)
+
+        assert session.apply({"cpu": 960.0}) == 0.0
+        assert len(kernel.writes) == written
+
+
+def test_the_journal_is_on_disk_before_the_first_change_of_each_clock(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    known: list[set[str]] = []
+    kernel.before_write = lambda count: known.append(
+        {each["snapshot"]["kind"] for each in json.loads(journal.read_text())["actuators"]}
+    )
+
+    with ClockSession(board(tmp_path), journal=journal) as session:
+        session.apply({"cpu": 960.0})
+        cpu_writes = len(known)
+        session.apply({"gpu": 854.25})
+
+    assert known[:cpu_writes] == [{"cpufreq"}] * cpu_writes
+    assert known[cpu_writes] == {"cpufreq", "devfreq"}
+
+
+def test_the_journal_is_synced_with_its_folder_before_the_first_change(
+    tmp_path: Path, kernel: Kernel, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        events.append("folder" if Path(f"/proc/self/fd/{handle}").readlink().is_dir() else "file")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    kernel.before_write = lambda count: events.append("change")
+
+    with ClockSession(board(tmp_path), journal=journal) as session:
+        session.apply({"cpu": 960.0})
+
+    assert events[:3] == ["file", "folder", "change"]
+
+
+def test_the_journal_says_who_when_and_what(tmp_path: Path, kernel: Kernel, journal: Path) -> None:
+    with ClockSession(board(tmp_path), journal=journal) as session:
+        session.apply({"cpu": 960.0})
+        content: dict[str, Any] = json.loads(journal.read_text())
+
+    folder = str(tmp_path / CPUFREQ / "policy0")
+    was = {"min": 345600, "max": 2035200, "governor": "schedutil"}
+    assert content["pid"] == os.getpid()
+    assert content["boot_id"] == boot_id()
+    assert content["actuators"] == [
+        {
+            "name": "cpufreq policy0",
+            "snapshot": {"kind": "cpufreq", "policies": {folder: was}},
+        }
+    ]
+
+
+def test_a_failing_clock_undoes_those_that_were_set_before_it(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    actuators = board(tmp_path)
+    before = content(tmp_path)
+    kernel.rules["17000000.gp10b/max_freq"] = refuse_above(10**9)
+    kernel.rules["17000000.gp10b/min_freq"] = refuse_above(10**9)
+
+    with ClockSession(actuators, journal=journal) as session:
+        with pytest.raises(ClockError, match="the driver refused 1122000000"):
+            session.apply({"cpu": 960.0, "gpu": 1122.0})
+
+        assert content(tmp_path) == before
+        assert not journal.exists()
+
+
+def test_a_failing_clock_leads_back_to_what_the_session_had_set(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    kernel.rules["17000000.gp10b/min_freq"] = refuse_above(10**9)
+
+    with ClockSession(board(tmp_path), journal=journal) as session:
+        session.apply({"cpu": 960.0, "gpu": 854.25})
+        with pytest.raises(ClockError, match="refused"):
+            session.apply({"cpu": 2035.2, "gpu": 1122.0})
+
+        assert session.current() == {"cores": 4.0, "cpu": 960.0, "gpu": 854.25}
+        assert journal.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"memory": 1600.0}, "nothing here sets the clock of: memory. What can be set: cores, cpu"),
+        ({"cpu": 961.0}, "has no level 961 MHz"),
+        ({"cpu": 960.0, "cores": 5.0}, "has no level 5; it has 1, 2, 3, 4"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_before_anything_is_changed(
+    tmp_path: Path, kernel: Kernel, journal: Path, values: dict[str, float], words: str
+) -> None:
+    with (
+        ClockSession(board(tmp_path), journal=journal) as session,
+        pytest.raises(ClockError, match=words),
+    ):
+        session.apply(values)
+
+    assert kernel.writes == []
+    assert not journal.exists()
+
+
+def test_clocks_of_cores_that_went_offline_while_changed_come_back_as_they_were(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    """Four cores with a policy each, whose files vanish with the core, as those of Linux do."""
+    folders = [add_policy(tmp_path, number) for number in range(4)]
+    add_cores(tmp_path, 4)
+    actuators = {"cpu": find_cpufreq(tmp_path), "cores": find_cores(tmp_path)}
+    before = content(tmp_path)
+
+    def hide(path: Path, value: str) -> str:
+        number = int(path.parent.name[3:])
+        file, hidden = (folders[number] / name for name in ("scaling_min_freq", "hidden"))
+        if value == "0" and file.exists():
+            file.rename(hidden)
+        elif value == "1" and hidden.exists():
+            hidden.rename(file)
+        return value
+
+    kernel.rules["/online"] = hide
+
+    with ClockSession(actuators, journal=journal) as session:
+        session.apply({"cpu": 960.0})
+        session.apply({"cores": 2.0})
+        session.apply({"cpu": 499.2})
+        session.apply({"cores": 4.0})
+        limits = {(folder / "scaling_min_freq").read_text() for folder in folders}
+        session.apply({"cores": 1.0})
+
+    assert limits == {"499200\n"}
+    assert content(tmp_path) == before
+
+
+def test_one_clock_that_will_not_come_back_does_not_keep_the_others(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    actuators = board(tmp_path)
+    before = content(tmp_path)
+
+    def leave() -> None:
+        with ClockSession(actuators, journal=journal) as session:
+            session.apply({"cpu": 960.0, "gpu": 854.25})
+            kernel.rules["policy0/scaling_max_freq"] = refuse_above(1000000)
+
+    with pytest.raises(ClockError, match=r"cpufreq policy0: .* run: exitbench hardware restore"):
+        leave()
+    changed = {name for name, text in content(tmp_path).items() if before[name] != text}
+
+    assert changed == {f"{CPUFREQ}/policy0/scaling_max_freq"}
+    assert journal.exists()
+
+
+def test_an_error_of_the_run_is_told_beside_that_of_the_clocks(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    def leave() -> None:
+        with ClockSession(board(tmp_path), journal=journal) as session:
+            session.apply({"cpu": 960.0})
+            kernel.rules["policy0/scaling_max_freq"] = refuse_above(1000000)
+            raise ClockError("the run has failed.")
+
+    with pytest.raises(ClockError, match=r"^the run has failed\. Besides, not all clocks"):
+        leave()
+
+
+def test_a_lock_that_was_refused_is_not_taken_off_at_the_end(journal: Path) -> None:
+    card = ClockCard(lock_error={"gpu": CodedNVMLError(4, "Insufficient Permissions")})
+    actuators = {"gpu": find_nvml("gpu", 0, {}, nvml=lockable_nvml(card))}
+
+    with (
+        ClockSession(actuators, journal=journal) as session,
+        pytest.raises(ClockError, match="no permission to lock clocks"),
+    ):
+        session.apply({"gpu": 705.0})
+
+    assert card.calls == [("lock", "gpu", 705, 705)]
+    assert not journal.exists()
+
+
+def test_simulated_clocks_need_no_journal_and_no_lock(journal: Path) -> None:
+    actuators = {"cpu": SimulatedActuator("board", "cpu", (1000.0, 2000.0), 2000.0)}
+
+    with ClockSession(actuators, journal=journal) as session:
+        session.apply({"cpu": 1000.0})
+        assert session.current() == {"cpu": 1000.0}
+
+    assert session.simulated
+    assert actuators["cpu"].current() == 2000.0
+    assert not journal.parent.exists()
+
+
+def test_a_session_in_another_thread_works_without_signal_handlers(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    actuators = board(tmp_path)
+    before = content(tmp_path)
+    found: list[float | None] = []
+
+    def work() -> None:
+        with ClockSession(actuators, journal=journal) as session:
+            session.apply({"cpu": 960.0})
+            found.append(session.current()["cpu"])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    assert found == [960.0]
+    assert content(tmp_path) == before
+
+
+def test_a_session_that_changes_nothing_writes_no_journal(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    with ClockSession(board(tmp_path), journal=journal):
+        pass
+
+    assert not journal.exists()
+    assert kernel.writes == []
+
+
+def test_a_session_is_used_once_and_inside_its_block(tmp_path: Path, journal: Path) -> None:
+    session = ClockSession(board(tmp_path), journal=journal)
+
+    with pytest.raises(RuntimeError, match="inside its with block"):
+        session.apply({"cpu": 960.0})
+    with session:
+        pass
+    with pytest.raises(RuntimeError, match="used once"):
+        session.__enter__()
+
+
+@pytest.mark.parametrize(
+    ("environ", "root", "path"),
+    [
+        ({"HOME": "/home/x"}, False, "/home/x/.local/state/exitbench/clocks.json"),
+        ({"HOME": "/home/x", "XDG_STATE_HOME": "/s"}, False, "/s/exitbench/clocks.json"),
+        ({"HOME": "/home/x", "XDG_STATE_HOME": "relative"}, False,
+         "/home/x/.local/state/exitbench/clocks.json"),
+        ({"HOME": "/root", "XDG_STATE_HOME": "/s"}, True, "/var/lib/exitbench/clocks.json"),
+    ],
+)  # fmt: skip
+def test_the_journal_has_its_place_per_user(
+    environ: dict[str, str], root: bool, path: str
+) -> None:
+    assert journal_path(environ, root=root) == Path(path)
+
+
+def test_a_journal_of_a_killed_process_is_to_be_restored_first(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    left = {"schema": 1, "pid": 7, "boot_id": boot_id(), "time": "then", "actuators": []}
+    journal.parent.mkdir()
+    journal.write_text(json.dumps(left))
+
+    with pytest.raises(ClockError, match=r"process 7, then.*Put them back first: exitbench hard"):
+        ClockSession(board(tmp_path), journal=journal).__enter__()
+    # The lock is free again.
+    journal.unlink()
+    with ClockSession(board(tmp_path / "again"), journal=journal):
+        pass
+
+
+def test_a_journal_from_before_a_reboot_stands_in_nobodys_way(
+    tmp_path: Path, kernel: Kernel, journal: Path
+) -> None:
+    left = {"schema": 1, "pid": 7, "boot_id": "another", "time": "then", "actuators": []}
+    journal.parent.mkdir()
+    journal.write_text(json.dumps(left))
+
+    with ClockSession(board(tmp_path), journal=journal):
+        assert not journal.exists()
+
+
+def test_the_fake_board_is_what_linux_shows(tmp_path: Path) -> None:
+    board(tmp_path)
+    write_files(tmp_path / CPU, present="0-3")
+
+    assert (tmp_path / CPU / "cpu1/online").read_text() == "1\n"
+    assert not (tmp_path / CPU / "cpu0/online").exists()
