@@ -17,15 +17,12 @@ TEXT = frozenset(
     }
 )
 SOURCES = ("energy_source", "gpu_energy_source", "cpu_energy_source", "latency_source")
-SHARES = (
-    *("accuracy", "prediction_accuracy", "calibration_accuracy", "missed", "busy_share"),
-    "keeps_up",
-)
+SHARES = (*("accuracy", "prediction_accuracy", "calibration_accuracy", "missed", "keeps_up"),)
 NOT_NEGATIVE = (
     *("macs", "latency_ms", "latency_p99_ms", "energy_mj", "energy_uncertainty_mj", "bytes"),
     *("busy_energy_mj", "energy_per_request_mj", "idle_energy_per_request_mj", "power_w"),
     *("requests_per_hour", "energy_per_hour_j", "switches", "period_ms", "deadline_ms"),
-    *("count", "forecasts", "hits"),
+    *("count", "forecasts", "hits", "busy_share"),
 )
 """Net energies are not among them: less the idle power, a short window may come out below 0."""
 

@@ -14,12 +14,12 @@ from .view import (
     ENERGY,
     LATENCY,
     MACS,
-    PRECISIONS,
     Metric,
     View,
     cost_rows,
     energy_source,
     latency_note,
+    ordered_precisions,
     records,
 )
 from .words import listing, percent
@@ -82,8 +82,7 @@ def cost_per_unit(view: View, metric: Metric) -> Picture | Absent:
 
 def _precisions(rows: pd.DataFrame, metric: Metric) -> list[str]:
     """The precisions to draw; one for all where they do not differ, as MACs do not."""
-    found = set(rows["precision"])
-    ordered = [p for p in PRECISIONS if p in found] + sorted(found - set(PRECISIONS))
+    ordered = ordered_precisions(rows)
     if metric is MACS and (rows.groupby(["kind", "index"])["macs"].nunique() == 1).all():
         return ordered[:1]
     return ordered

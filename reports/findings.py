@@ -10,6 +10,7 @@ from typing import Any
 
 from .choice import chosen_from, half_width, unequal
 from .figures_measured import gap, run_label
+from .findings_energy import energy_findings
 from .lines import measured, staged
 from .origin import energy_limits, place_words, ranking_limits
 from .view import (
@@ -156,7 +157,7 @@ def findings(view: View) -> list[str]:
         _heads(view),
         _confirmed(view),
     ]
-    return [sentence for sentence in found if sentence]
+    return [*(sentence for sentence in found if sentence), *energy_findings(view)]
 
 
 def _held(view: View) -> str | None:

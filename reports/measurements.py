@@ -109,3 +109,8 @@ def _are_layers(layers: Any) -> bool:
     values = [v for layer in layers for v in (layer.get("exit", 0), *layer.values())]
     exits = all(type(layer.get("exit", 1)) is int for layer in layers)
     return exits and all(v is None or type(v) in (int, float) for v in values)
+
+
+def flags_of(value: Any) -> list[str]:
+    """The sentences of a list of flags; none where there is no such list."""
+    return [str(flag) for flag in value if flag] if isinstance(value, list) else []

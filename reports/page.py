@@ -11,17 +11,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .choice import chosen_from
+from .figures import names_of
 from .findings import findings, headline, limits, verdict
+from .metering import flagged, hardware, how_measured, modelled_clocks
 from .origin import device_words, profiled_here
 from .picture import Absent, Picture
-from .tables import Table
+from .table import Table
 from .view import ENERGY, METRICS, View, energy_source, flatten, source_note
 from .words import NONE, change, percent, points
 
-SECTIONS = (
+SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("tradeoff", "Accuracy against cost", ("accuracy_energy", "accuracy_latency", "accuracy_macs")),
     ("exits", "Where samples leave", ("exit_histogram",)),
-    ("cost", "What layers and heads cost", ("cost_energy", "cost_latency", "cost_macs")),
+    (
+        "cost",
+        "What layers and heads cost",
+        ("cost_energy", "cost_latency", "cost_macs", "roofline"),
+    ),
+    ("energy", "How the energy was measured", ()),
+    ("clocks", "Governed clocks, at equal latency", ("governed_energy", "accuracy_energy_clocks")),
+    ("schedule", "On a schedule", ("scenarios",)),
     ("prediction", "How good the forecasts are", ("prediction_accuracy", "prediction_confusion")),
     ("replay", "Replayed against measured", ("replay_measured",)),
 )
@@ -59,11 +68,15 @@ def page(
         findings=findings(view),
         missing=list(view.run.missing.values()),
         sections=[
-            {"id": key, "title": words, "figures": [shown[name] | {"name": name} for name in names]}
+            {"id": key, "title": words, "figures": _figures(view, shown, names)}
             for key, words, names in SECTIONS
         ],
         tables=tables,
         comparisons=[t for name, t in tables.items() if name.startswith("comparison-")],
+        governed_tables=[t for name, t in tables.items() if name.startswith("governed-")],
+        metering=how_measured(view),
+        flags=flagged(view),
+        clock_models=modelled_clocks(view),
         layer_tables=[t for name, t in tables.items() if name.startswith("stat_each_layer_")],
         source=energy_source(view.test),
         families=_families(view),
@@ -129,6 +142,14 @@ def tiles(view: View) -> list[Tile]:
     return found
 
 
+def _figures(
+    view: View, shown: dict[str, dict[str, Any]], names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The figures of a section, those of several hardwares one after another."""
+    every = [one for name in names for one in names_of(view, name)]
+    return [shown[name] | {"name": name} for name in every]
+
+
 def _figure(picture: Picture | Absent, svg: str) -> dict[str, Any]:
     """What the template needs of a figure; the SVG goes in as a data URI, so that it is one image
     with one description and its inner names meet no others'."""
@@ -167,7 +188,8 @@ def _facts(view: View) -> list[tuple[str, list[tuple[str, str]]]]:
             "Environment" if profiled_here(view) else "Environment of exitbench, not of the costs",
             manifest.get("environment"),
         ),
-        ("Hardware profile and energy", manifest.get("hardware")),
+        # Its meters have a table of their own.
+        ("Hardware profile and energy", {k: v for k, v in hardware(view).items() if k != "meters"}),
         ("Network", manifest.get("checkpoint")),
     ]
     commands = manifest.get("commands")

@@ -85,8 +85,7 @@ class View:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Precisions in the sweep, the most exact first."""
-        found = set(self.test["precision"])
-        return (*(p for p in PRECISIONS if p in found), *sorted(found - set(PRECISIONS)))
+        return tuple(ordered_precisions(self.test))
 
     def role_of(self, row: Mapping[str, Any]) -> str | None:
         """The role that a setting plays, the recommendation aside; None if it plays none."""
@@ -119,6 +118,12 @@ class View:
         if cost is None or not whole or np.isnan(cost) or np.isnan(whole):
             return None
         return float(cost / whole)
+
+
+def ordered_precisions(frame: pd.DataFrame) -> list[str]:
+    """The precisions in a table, the most exact first."""
+    found = set(frame["precision"])
+    return [*(p for p in PRECISIONS if p in found), *sorted(found - set(PRECISIONS))]
 
 
 def records(frame: pd.DataFrame) -> list[Setting]:

@@ -9,6 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from synthetic_clocks import (
+    govern_facts,
+    governed_table,
+    hardware_facts,
+    profile_facts,
+    scenarios_table,
+    staged_lines,
+)
 from synthetic_sweep import Plan, cost_table, sweep_table
 
 ROLE_FILTERS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
@@ -118,6 +126,11 @@ def measurement_lines(plan: Plan, comparison: pd.DataFrame) -> list[dict[str, An
                 "repeats": 3,
                 "stat_each_layer": layer_statistics(plan, row["exit_histogram"]),
                 "confusion": [[5, 1], [2, 4]],
+                "scene": "continuous",
+                "tier": "quick",
+                "net_energy_mj": None if energy is None else energy - 0.4,
+                "energy_uncertainty_mj": None if energy is None else 0.02 * energy,
+                "meter_overhead": 0.0001,
                 "meters": ["profile"],
                 "date": "2026-01-02T03:04:05",
             }
@@ -162,7 +175,9 @@ CHECKPOINT = {
 }
 
 
-def manifest_of(plan: Plan) -> dict[str, Any]:
+def manifest_of(
+    plan: Plan, cost: pd.DataFrame, governed: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
     return {
         "schema": 1,
         "command": "study",
@@ -178,7 +193,7 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
         "created": "2026-01-02T03:04:05+00:00",
         "checkpoint": CHECKPOINT,
         "profile": {
-            f"{precision}, batch 1": {"how": {"energy": "as the plan says"}}
+            f"{precision}, batch 1": profile_facts(plan, cost, precision)
             for precision in plan.precisions
         },
         "exit_names": [f"conv{i + 1}" for i in range(plan.exits)] + ["classifier"],
@@ -187,7 +202,9 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
             "description": "any 64-bit PC",
             "matched": True,
             "energy_source": plan.energy_source,
+            **hardware_facts(plan),
         },
+        "govern": {name: govern_facts(plan, name, frame) for name, frame in governed.items()},
         "precisions": {
             "fp32": {"runtime": "eager", "available": True, "reason": None},
             "bf16": {
@@ -218,7 +235,14 @@ def write_run(folder: Path, plan: Plan | None = None) -> Path:
         ("prediction_confusion", confusion),
     ):
         frame.to_csv(folder / f"{name}.csv", index=False)
+    governed = {}
+    if plan.energy_source != "unavailable":
+        scenarios_table(plan, comparison).to_csv(folder / "scenarios.csv", index=False)
+        governed = {name: governed_table(plan, comparison, name) for name in plan.hardware}
+    for name, frame in governed.items():
+        frame.to_csv(folder / f"governed-{name}.csv", index=False)
     lines = measurement_lines(plan, comparison)
+    lines += staged_lines(plan, lines)
     (folder / "measurements.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    (folder / "manifest.json").write_text(json.dumps(manifest_of(plan), indent=2))
+    (folder / "manifest.json").write_text(json.dumps(manifest_of(plan, cost, governed), indent=2))
     return folder

@@ -31,6 +31,8 @@ class Plan:
     forecast_ms: float = 0.004
     head_ms: float = 0.03
     seed: int = 7
+    hardware: tuple[str, ...] = ("generic-x86", "jetson-tx2")
+    periods_ms: tuple[float, ...] = (0.4, 5.0, 100.0)
 
 
 def cost_table(plan: Plan) -> pd.DataFrame:
@@ -70,11 +72,14 @@ def _cost_row(plan: Plan, precision: str, kind: str, index: int, macs: int, ms: 
         "latency_ms": ms,
         "latency_low_ms": 0.98 * ms,
         "latency_high_ms": 1.03 * ms,
+        "latency_source": "measured",
         "repeats": 200,
         "energy_mj": energy,
         "energy_low_mj": None if energy is None else 0.97 * energy,
         "energy_high_mj": None if energy is None else 1.04 * energy,
+        "energy_uncertainty_mj": None if energy is None else 0.01 * energy,
         "energy_source": plan.energy_source,
+        "net_energy_mj": None if energy is None else energy - 5.0 * ms - 0.05,
         "gpu_energy_mj": None,
         "gpu_energy_source": None,
         "cpu_energy_mj": energy,
