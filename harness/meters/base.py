@@ -9,7 +9,9 @@ A window is opened before the work and closed after it::
               open                close
     counter ---+--------------------+---->      joules = counter(close) - counter(open)
 
-Windows of one meter may be nested or overlap; each is a pair of reads and knows of no other.
+Windows of one meter may be nested or overlap, in one thread or several; none knows of another.
+What a meter does at the edges is told in ``edges.py`` (counters) and ``sampled.py`` (sensors of
+watts): opening waits for a tick of the counter, closing ends the window at once and then waits.
 Synchronising the device before both edges is the caller's business: a meter sees only time.
 
 Domains: ``gpu`` (the whole card), ``cpu`` (the CPU packages), ``dram`` (main memory, where it has
@@ -20,18 +22,15 @@ counted twice.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Source = Literal["measured", "modelled", "unavailable"]
 Clock = Callable[[], float]
 
 UPDATES_PER_WINDOW = 50
-"""Counter updates that a window must span: each edge may be off by one update, so 50 of them
-leave an error of at most 2%."""
+"""Counter updates that a window must span: what is not known of the last one is then at most 2%."""
 
 CONTAINS: Mapping[str, frozenset[str]] = {
     "board": frozenset({"module", "gpu", "cpu", "dram"}),
@@ -152,6 +151,15 @@ class Window(Protocol):
         ...
 
 
+@runtime_checkable
+class Stoppable(Protocol):
+    """A window whose closing moment can be set before ``close``, which may wait for a tick."""
+
+    def stop(self) -> None:
+        """Set the closing moment; does not wait."""
+        ...
+
+
 class Meter(Protocol):
     """One source of energy readings."""
 
@@ -222,35 +230,6 @@ def weakest(sources: Iterable[Source]) -> Source:
     """The least trustworthy of some sources; ``unavailable`` of none."""
     present = set(sources)
     return next((source for source in _WEAKEST_FIRST if source in present), "unavailable")
-
-
-def measured_period_s(
-    read: Callable[[], int], clock: Clock, *, updates: int = 20, limit_s: float = 2.0
-) -> float | None:
-    """Median time between two changes of a counter, found by polling it.
-
-    Args:
-        read: the counter's present value.
-        clock: a monotonic clock in seconds.
-        updates: changes to wait for.
-        limit_s: give up after this long; the changes seen by then are used.
-
-    Returns:
-        Seconds, or None when the counter changed less than twice: it is stuck.
-    """
-    start = clock()
-    value = read()
-    changes: list[float] = []
-    while len(changes) <= updates:
-        latest, now = read(), clock()
-        if latest != value:
-            changes.append(now)
-            value = latest
-        if now - start > limit_s:
-            break
-    if len(changes) < 2:
-        return None
-    return statistics.median(later - earlier for earlier, later in pairwise(changes))
 
 
 def _sum(values: list[float | None]) -> float | None:

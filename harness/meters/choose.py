@@ -1,15 +1,17 @@
 """Which meters a run gets, chosen by themselves and said aloud.
 
-===========  ==================================  ===========================================
-run on       the device itself                   beside it
-===========  ==================================  ===========================================
-``cpu``      RAPL, else modelled                 nothing: an idle GPU is not the run's doing
-``cuda:N``   NVML counter, else modelled         CPU by RAPL; modelled only beside a
-                                                 modelled GPU, unavailable beside a measured
-===========  ==================================  ===========================================
+===========  ==========================================  =========================================
+run on       the device itself                           beside it
+===========  ==========================================  =========================================
+``cpu``      RAPL, module sensors, else modelled         nothing: an idle GPU is not the run's
+``cuda:N``   NVML counter, module sensors, else          CPU by RAPL; modelled only beside a
+             modelled                                    modelled GPU, unavailable beside a
+                                                         measured; nothing beside a module
+===========  ==========================================  =========================================
 
-A measured GPU is never topped up with a modelled CPU: the total then covers the GPU only, and
-says so.
+The hardware profile may order them differently. An external meter comes on top: it takes the domain
+that it covers, and what lies inside that is metered beside it but not added. A measured GPU is
+never topped up with a modelled CPU: the total then covers the GPU only, and says so.
 """
 
 from __future__ import annotations
@@ -18,112 +20,34 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
 from ...profiles.nvml import open_nvml
 from ...profiles.schema import Profile
 from ..errors import ExitbenchError
-from .base import Clock, Meter, Reading, Source, Unavailable, Window, weakest
+from .base import CONTAINS, Clock, Meter, Unavailable, outermost
+from .chosen import ChosenMeter
+from .counters import Sleep
+from .external import ExternalMeter
+from .ina3221 import ABSENT, find_ina3221
+from .ina3221 import NAME as SENSORS
 from .modelled import ModelledMeter, find_modelled
 from .nvidia import find_nvidia
 from .rapl import find_rapl
+
+MEASURED_OF = {"cpu": ("rapl", "ina3221"), "gpu": ("nvml", "ina3221")}
+"""Names of the meters that measure a device class, in the order in which they are tried."""
+MODELLED = "modelled"
 
 _COVERED = {
     "gpu": "GPU energy",
     "cpu": "CPU energy",
     "dram": "memory energy",
     "module": "module energy (CPU, GPU and memory)",
+    "board": "board energy (everything behind one plug)",
 }
-
-
-@dataclass(frozen=True)
-class ChosenMeter:
-    """All meters of a run as one; it is a meter itself.
-
-    Attributes:
-        meters: the meters, none of whose domains overlap.
-        missing: what cannot be metered, and why.
-        required: the domain without which a total would mean nothing: the run's own device, where
-            it has no meter; its joules are None in every reading. Empty when it has one.
-        words: what is measured, modelled or unavailable, and why, in sentences for the user.
-        clock: a monotonic clock in seconds.
-    """
-
-    meters: tuple[Meter, ...]
-    missing: tuple[Unavailable, ...]
-    required: str
-    words: str
-    clock: Clock = time.perf_counter
-
-    @property
-    def name(self) -> str:
-        """The names of its meters; ``no meter`` when there is none."""
-        return " + ".join(meter.name for meter in self.meters) or "no meter"
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """All that its meters cover."""
-        return tuple(domain for meter in self.meters for domain in meter.domains)
-
-    @property
-    def sources(self) -> dict[str, Source]:
-        """The source of every domain, the missing device of the run included."""
-        found: dict[str, Source] = {
-            domain: meter.source for meter in self.meters for domain in meter.domains
-        }
-        return {**found, self.required: "unavailable"} if self.required else found
-
-    @property
-    def source(self) -> Source:
-        """The source of the total: the weakest of its domains."""
-        return weakest(self.sources.values())
-
-    @property
-    def update_period_s(self) -> float | None:
-        """The longest period of its counters; None where any window can be resolved."""
-        periods = [meter.update_period_s for meter in self.meters]
-        return max((period for period in periods if period is not None), default=None)
-
-    @property
-    def power_w(self) -> float | None:
-        """Gross watts when every domain is modelled, so that time alone prices; else None."""
-        modelled = [meter for meter in self.meters if isinstance(meter, ModelledMeter)]
-        if self.required or not modelled or len(modelled) != len(self.meters):
-            return None
-        return sum(meter.power_w for meter in modelled)
-
-    def open(self) -> ChosenWindow:
-        """Start a window on every meter."""
-        windows = tuple(meter.open() for meter in self.meters)
-        return ChosenWindow(self, windows, self.clock())
-
-
-@dataclass(frozen=True)
-class ChosenWindow:
-    """One open window on each meter."""
-
-    meter: ChosenMeter
-    windows: tuple[Window, ...]
-    opened_s: float
-
-    def close(self) -> Reading:
-        """The readings of all meters as one; its seconds are those inside all the windows."""
-        chosen = self.meter
-        seconds = chosen.clock() - self.opened_s
-        # Last opened, first closed: the windows stay nested and their edges even out.
-        closed = [window.close() for window in reversed(self.windows)][::-1]
-        readings = [reading.lasting(seconds) for reading in closed]
-        joules: dict[str, float | None] = {}
-        notes = []
-        if chosen.required:
-            joules[chosen.required] = None
-            notes = [each.words for each in chosen.missing if chosen.required in each.domains]
-        for reading in readings:
-            joules |= reading.joules
-            notes += [reading.note] if reading.note else []
-        return Reading(seconds, joules, chosen.source, "; ".join(notes), chosen.sources)
 
 
 def cuda_index(device: str) -> int | None:
@@ -141,97 +65,215 @@ def cuda_index(device: str) -> int | None:
 
 
 def torch_uuid(index: int) -> str | None:
-    """The UUID of ``cuda:index`` as torch tells it; None where torch is not loaded or has no GPU.
+    """The UUID of ``cuda:index`` as torch tells it, else its PCI place, such as ``0:3b:0.0``.
 
-    torch is not imported for this: who runs a network on a GPU has it loaded.
+    None where torch is not loaded or has no GPU: torch is not imported for this; who runs a
+    network on a GPU has it loaded.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or index >= torch.cuda.device_count():
         return None
-    uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
-    return None if uuid is None else str(uuid)
+    told = torch.cuda.get_device_properties(index)
+    uuid = getattr(told, "uuid", None)
+    if uuid is not None:
+        return str(uuid)
+    parts = [getattr(told, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    known = [int(part) for part in parts if part is not None]
+    return "{:x}:{:x}:{:x}.0".format(*known) if len(known) == len(parts) else None
 
 
 def choose_meter(
     device: str,
     profile: Profile | None,
     *,
+    threads: int | None = None,
+    external: ExternalMeter | Unavailable | None = None,
     root: Path = Path("/"),
     nvml: ModuleType | None = None,
     environ: Mapping[str, str] | None = None,
     cuda_uuid: Callable[[int], str | None] = torch_uuid,
     clock: Clock = time.perf_counter,
+    sleep: Sleep = time.sleep,
 ) -> ChosenMeter:
     """The meters for a run on ``device``.
 
     Args:
         device: as torch writes it: ``cpu``, ``cuda`` or ``cuda:N``.
         profile: the hardware profile that prices what cannot be measured; None if none fits.
+        threads: CPU threads of the run, for modelled power; all CPUs if None.
+        external: an instrument of the user's, as ``find_external`` gives it; None if none.
         root: where ``sys`` is found.
         nvml: what answers as ``pynvml``; the installed one if None.
         environ: the environment; that of this process if None.
-        cuda_uuid: the UUID of ``cuda:N``; asks torch where it is loaded.
+        cuda_uuid: the UUID or PCI place of ``cuda:N``; asks torch where it is loaded.
         clock: a monotonic clock in seconds.
+        sleep: waits so many seconds of that clock.
 
     Raises:
         ExitbenchError: the device is of no known kind.
     """
     index = cuda_index(device)
-    rapl = find_rapl(root, clock=clock)
-    if index is None:
-        return _assemble([_first(rapl, find_modelled(profile, "cpu", clock=clock))], [], clock)
-    counter = find_nvidia(
-        open_nvml(nvml),
-        index,
-        os.environ if environ is None else environ,
-        uuid=cuda_uuid(index),
-        clock=clock,
-    )
-    gpu = _first(counter, find_modelled(profile, "gpu", clock=clock))
-    if isinstance(gpu[0], ModelledMeter) and gpu[0].domain == "module":
-        return _assemble([gpu], [], clock)
-    if not isinstance(rapl, Unavailable) or not isinstance(gpu[0], ModelledMeter):
-        return _assemble([gpu], [rapl], clock)
-    return _assemble([gpu, _first(rapl, find_modelled(profile, "cpu", clock=clock))], [], clock)
+    own = "cpu" if index is None else "gpu"
+    find = _finders(profile, root, nvml, environ, index, cuda_uuid, clock, sleep)
+    modelled = partial(find_modelled, profile, clock=clock)
+    usable = None if isinstance(external, Unavailable) else external
+    taken = usable.domains[0] if usable is not None else ""
+    covered = own in _inside(taken)
+    found: list[_Found] = []
+    if not covered:
+        found.append(_own(own, profile, find, modelled(own, threads)))
+    if external is not None:
+        found.append((external, ""))
+    if covered and taken != own:
+        found += _inner(own, profile, find, taken)
+    found += _beside(own, found, find["rapl"], modelled("cpu", threads))
+    return _assemble(found, "" if covered else own, clock)
 
 
-_Found = tuple[Meter | Unavailable, Unavailable | None]
+_Found = tuple[Meter | Unavailable, str]
+"""A meter, or why there is none; and why it had to be modelled."""
+_Find = Mapping[str, Callable[[], Meter | Unavailable]]
 
 
-def _first(measured: Meter | Unavailable, modelled: ModelledMeter | Unavailable) -> _Found:
-    """The measured meter, else the modelled one with why, else both reasons."""
-    if not isinstance(measured, Unavailable):
-        return measured, None
+def _finders(
+    profile: Profile | None,
+    root: Path,
+    nvml: ModuleType | None,
+    environ: Mapping[str, str] | None,
+    index: int | None,
+    cuda_uuid: Callable[[int], str | None],
+    clock: Clock,
+    sleep: Sleep,
+) -> _Find:
+    def card() -> Meter | Unavailable:
+        assert index is not None
+        surroundings = os.environ if environ is None else environ
+        return find_nvidia(
+            open_nvml(nvml), index, surroundings, uuid=cuda_uuid(index), clock=clock, sleep=sleep
+        )
+
+    return {
+        "nvml": card,
+        "rapl": cache(lambda: find_rapl(root, clock=clock, sleep=sleep)),
+        "ina3221": lambda: find_ina3221(profile, root, clock=clock),
+    }
+
+
+def order_of(profile: Profile | None, device_class: str) -> tuple[str, ...]:
+    """Names of the meters of a device class in the order they are tried.
+
+    Those that the profile names, then those that it does not name, power by the profile the last;
+    where the profile puts that first, nothing else is tried.
+    """
+    fitting = [*MEASURED_OF[device_class], MODELLED]
+    named = [name for name in (profile.meters if profile else ()) if name in fitting]
+    if named[:1] == [MODELLED]:
+        return (MODELLED,)
+    before = named[: named.index(MODELLED)] if MODELLED in named else named
+    others = [name for name in fitting if name not in before and name != MODELLED]
+    return (*before, *others, MODELLED)
+
+
+def _own(
+    own: str, profile: Profile | None, find: _Find, modelled: ModelledMeter | Unavailable
+) -> _Found:
+    """The meter of the run's own device: the first that measures, else the modelled one."""
+    order = order_of(profile, own)
+    tried: list[Unavailable] = []
+    for name in order[:-1]:
+        meter = find[name]()
+        if not isinstance(meter, Unavailable):
+            return meter, ""
+        tried.append(meter)
+    told = [each for each in tried if _worth_telling(each, profile)]
     if not isinstance(modelled, Unavailable):
-        return modelled, measured
-    reason = f"{measured.reason}; {modelled.reason}"
-    return Unavailable(measured.name, measured.domains, reason, measured.remedy), None
+        if not told:
+            return modelled, f"hardware profile {profile.name if profile else ''} puts it first"
+        return modelled, "; ".join(each.words for each in told)
+    reasons = [each.reason for each in told] + [modelled.reason]
+    remedy = " ".join(each.remedy for each in told if each.remedy)
+    first = told[0] if told else modelled
+    return Unavailable(first.name, (own,), "; ".join(reasons), remedy), ""
 
 
-def _assemble(
-    wanted: Sequence[_Found], beside: Sequence[Meter | Unavailable], clock: Clock
-) -> ChosenMeter:
-    found = [*wanted, *((each, None) for each in beside)]
+def _worth_telling(missing: Unavailable, profile: Profile | None) -> bool:
+    """Whether it says something about this machine that it has no such meter."""
+    named = profile.meters if profile is not None else ()
+    if missing.reason == ABSENT:
+        return "ina3221" in named
+    # A Jetson has neither NVML's energy counter nor RAPL; its own sensors are what matters.
+    return "ina3221" not in named or missing.name == SENSORS
+
+
+def _inner(own: str, profile: Profile | None, find: _Find, taken: str) -> list[_Found]:
+    """A measured part inside what an external meter covers; none where nothing measures it."""
+    for name in order_of(profile, own)[:-1]:
+        meter = find[name]()
+        if not isinstance(meter, Unavailable) and taken not in meter.domains:
+            return [(meter, "")]
+    return []
+
+
+def _beside(
+    own: str,
+    found: Sequence[_Found],
+    rapl: Callable[[], Meter | Unavailable],
+    modelled: ModelledMeter | Unavailable,
+) -> list[_Found]:
+    """The CPU beside a GPU; nothing beside a CPU, nor where it is metered already."""
+    domains = {d for each, _ in found if not isinstance(each, Unavailable) for d in each.domains}
+    if own == "cpu" or domains & {"cpu", "module"}:
+        return []
+    cpu = rapl()
+    if not isinstance(cpu, Unavailable):
+        return [(cpu, "")]
+    if "board" in domains:
+        return []
+    own_meter = found[0][0]
+    if isinstance(own_meter, ModelledMeter) and not isinstance(modelled, Unavailable):
+        return [(modelled, cpu.words)]
+    if isinstance(own_meter, ModelledMeter) and isinstance(modelled, Unavailable):
+        reason = f"{cpu.reason}; {modelled.reason}"
+        return [(Unavailable(cpu.name, cpu.domains, reason, cpu.remedy), "")]
+    return [(cpu, "")]
+
+
+def _inside(domain: str) -> frozenset[str]:
+    """What a domain covers, itself included; nothing for none."""
+    return CONTAINS[domain] | {domain} if domain else frozenset()
+
+
+def _assemble(found: Sequence[_Found], own: str, clock: Clock) -> ChosenMeter:
     meters = tuple(meter for meter, _ in found if not isinstance(meter, Unavailable))
     missing = tuple(meter for meter, _ in found if isinstance(meter, Unavailable))
-    own = wanted[0][0]
-    required = own.domains[0] if isinstance(own, Unavailable) else ""
-    sentences = [_sentence(meter, instead_of) for meter, instead_of in found]
+    required = found[0][0].domains[0] if own and isinstance(found[0][0], Unavailable) else ""
+    sentences = [_sentence(meter, why) for meter, why in found]
+    domains = [domain for meter in meters for domain in meter.domains]
+    added = outermost(domains)
+    inner = [domain for domain in dict.fromkeys(domains) if domain not in added]
+    if inner:
+        verb = "lie" if len(inner) > 1 else "lies"
+        held = _covered([d for d in added if CONTAINS[d]])
+        sentences.append(f"{_upper(_covered(inner))} {verb} within {held} and is not added to it.")
     if missing and not required:
-        covered = " and ".join(_COVERED[name] for meter in meters for name in meter.domains)
-        sentences.append(f"The total covers {covered} only.")
+        sentences.append(f"The total covers {_covered(added)} only.")
     return ChosenMeter(meters, missing, required, " ".join(sentences), clock)
 
 
-def _sentence(meter: Meter | Unavailable, instead_of: Unavailable | None) -> str:
-    covered = " and ".join(_COVERED[domain] for domain in meter.domains)
-    covered = covered[0].upper() + covered[1:]
+def _sentence(meter: Meter | Unavailable, why: str) -> str:
+    covered = _upper(_covered(outermost(meter.domains)))
     if isinstance(meter, Unavailable):
         return f"{covered} is unavailable: {meter.words}."
     if not isinstance(meter, ModelledMeter):
         return f"{covered} is measured by the {meter.name}."
     assumed = ", an assumption," if meter.assumption else ""
-    said = (
-        f"{covered} is modelled: {meter.power_w:g} W ({meter.name}{assumed} idle included) x time"
-    )
-    return f"{said}." if instead_of is None else f"{said}, because {instead_of.words}."
+    said = f"{covered} is modelled: {meter.model} ({meter.name}{assumed} idle included) x time"
+    return f"{said}, because {why}." if why else f"{said}."
+
+
+def _covered(domains: Sequence[str]) -> str:
+    return " and ".join(_COVERED[domain] for domain in domains)
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]

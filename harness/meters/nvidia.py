@@ -3,32 +3,34 @@
 ``nvmlDeviceGetTotalEnergyConsumption`` counts millijoules of the whole board since the driver was
 loaded (Volta or newer). Whether a card has it is found by calling it, not by its architecture. It
 counts everything on the card, other processes included, and it is all a card has: a MIG slice has
-no counter of its own.
+no counter of its own. What a window notes beside its energy is told in ``card.py``.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 
-from ...profiles.nvml import Gpu, Nvml, list_gpus
-from .base import Clock, Reading, Source, Unavailable, measured_period_s, too_short
+from ...profiles.nvml import Gpu, Nvml, list_gpus, pci_place
+from .base import Clock, Reading, Source, Unavailable
+from .card import CardWatch, conditions, flags, second_opinion
+from .counters import Counter, Sleep, Unreadable, find_period
+from .edges import EdgeWindow
+from .sampled import Watch
 
 NAME = "NVML energy counter"
 PCI_ORDER = "PCI_BUS_ID"
 
 
-@dataclass(frozen=True)
 class NvidiaMeter:
     """The energy counter of one card."""
 
-    gpu: Gpu
-    library: ModuleType
-    handle: object
-    update_period_s: float
-    clock: Clock
+    def __init__(
+        self, gpu: Gpu, counter: Counter, card: CardWatch, clock: Clock, sleep: Sleep = time.sleep
+    ) -> None:
+        self.gpu, self.counter, self.card = gpu, counter, card
+        self.clock, self.sleep = clock, sleep
 
     @property
     def name(self) -> str:
@@ -45,50 +47,54 @@ class NvidiaMeter:
         """Always ``measured``."""
         return "measured"
 
-    def read_mj(self) -> int:
-        """The counter, in millijoules.
-
-        Raises:
-            NVMLError: the driver does not answer.
-        """
-        return int(self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle))
+    @property
+    def update_period_s(self) -> float:
+        """Time between two updates of the counter, as found by polling."""
+        return self.counter.period.seconds
 
     def open(self) -> NvidiaWindow:
-        """Start a window; one that fails to start is closed unresolved."""
-        try:
-            start_mj, note = self.read_mj(), ""
-        except self.library.NVMLError as error:
-            start_mj, note = 0, f"{self.name} could not be read: {error}"
-        return NvidiaWindow(self, start_mj, self.clock(), note)
+        """Start a window, right after a tick of the counter."""
+        return NvidiaWindow(self)
 
 
-@dataclass(frozen=True)
 class NvidiaWindow:
     """An open window of a card's counter."""
 
-    meter: NvidiaMeter
-    start_mj: int
-    opened_s: float
-    note: str
+    def __init__(self, meter: NvidiaMeter) -> None:
+        self.meter = meter
+        self.company = meter.card.company()
+        self.watch: Watch = meter.card.sampler.watch()
+        self.edges = EdgeWindow([meter.counter], meter.clock, meter.sleep)
+        self.watch.begin()
+
+    def stop(self) -> None:
+        """Set the closing moment and read, without waiting for a tick."""
+        self.edges.stop()
+        self.watch.stop()
 
     def close(self) -> Reading:
         """The energy since the window was opened."""
-        meter = self.meter
-        seconds = meter.clock() - self.opened_s
-        moved_mj, note = 0, self.note
-        if not note:
-            try:
-                moved_mj = meter.read_mj() - self.start_mj
-            except meter.library.NVMLError as error:
-                note = f"{meter.name} could not be read: {error}"
-        note = note or too_short(seconds, meter.update_period_s) or _distrust(meter, moved_mj)
-        return Reading(seconds, {"gpu": None if note else moved_mj * 1e-3}, "measured", note)
-
-
-def _distrust(meter: NvidiaMeter, moved_mj: int) -> str:
-    if moved_mj < 0:
-        return f"{meter.name} went backwards: the driver was loaded anew"
-    return f"{meter.name} did not move" if moved_mj == 0 else ""
+        self.stop()
+        gpu, (share,) = self.meter.gpu, self.edges.shares()
+        watched = self.watch.close()
+        last = self.meter.card.company()
+        told = [each for each in (self.company, last) if each is not None]
+        company = frozenset().union(*told) if told else None
+        checks, apart = second_opinion(gpu, watched, share.joules)
+        found = conditions(watched, company)
+        if self.meter.card.unchecked:
+            found["gpu_power_check"] = self.meter.card.unchecked
+        return Reading(
+            self.edges.seconds,
+            {"gpu": share.joules},
+            "measured",
+            share.note,
+            uncertainty_j={} if share.joules is None else {"gpu": share.uncertainty_j},
+            flags=(*flags(gpu, watched, company), *apart),
+            conditions=found,
+            checks=checks,
+            overhead_s=self.edges.overhead_s + self.watch.overhead_s,
+        )
 
 
 def find_nvidia(
@@ -98,6 +104,7 @@ def find_nvidia(
     *,
     uuid: str | None = None,
     clock: Clock = time.perf_counter,
+    sleep: Sleep = time.sleep,
 ) -> NvidiaMeter | Unavailable:
     """The meter of the card that CUDA calls ``cuda:index``, or why there is none.
 
@@ -105,17 +112,20 @@ def find_nvidia(
         opened: the library.
         index: CUDA's number of the card in this process.
         environ: where ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER`` are looked up.
-        uuid: the card's UUID as CUDA tells it; it goes before the environment.
+        uuid: the card's UUID or PCI place as CUDA tells it; it goes before the environment.
         clock: a monotonic clock in seconds.
+        sleep: waits so many seconds of that clock.
     """
     if opened.library is None:
         return _unavailable(opened.reason, opened.remedy)
     gpu = locate(list_gpus(opened), index, environ, uuid)
-    return gpu if isinstance(gpu, Unavailable) else card_meter(opened, gpu, clock=clock)
+    if isinstance(gpu, Unavailable):
+        return gpu
+    return card_meter(opened, gpu, clock=clock, sleep=sleep)
 
 
 def card_meter(
-    opened: Nvml, gpu: Gpu, *, clock: Clock = time.perf_counter
+    opened: Nvml, gpu: Gpu, *, clock: Clock = time.perf_counter, sleep: Sleep = time.sleep
 ) -> NvidiaMeter | Unavailable:
     """The meter of one card, proven by calling its counter, or why there is none."""
     library = opened.library
@@ -125,23 +135,42 @@ def card_meter(
         return _mig(f"GPU {gpu.index} ({gpu.name})")
     try:
         handle = library.nvmlDeviceGetHandleByIndex(gpu.index)
-        meter = NvidiaMeter(gpu, library, handle, 0.0, clock)
-        period_s = measured_period_s(meter.read_mj, clock, updates=10)
+        library.nvmlDeviceGetTotalEnergyConsumption(handle)
     except library.NVMLError as error:
         return _unavailable(f"GPU {gpu.index} ({gpu.name}) has no energy counter: {error}")
-    if period_s is None:
+    counter = _counter(library, handle, gpu, clock)
+    try:
+        period = find_period(counter, clock, sleep)
+    except Unreadable as error:
+        return _unavailable(str(error))
+    if period is None:
         return _unavailable(f"the energy counter of GPU {gpu.index} ({gpu.name}) does not move")
-    return NvidiaMeter(gpu, library, handle, period_s, clock)
+    counter.period = period
+    return NvidiaMeter(gpu, counter, CardWatch(library, handle, gpu, clock), clock, sleep)
+
+
+def _counter(library: ModuleType, handle: object, gpu: Gpu, clock: Clock) -> Counter:
+    label = f"{NAME} of GPU {gpu.index} ({gpu.name})"
+
+    def raw_mj() -> int:
+        try:
+            return int(library.nvmlDeviceGetTotalEnergyConsumption(handle))
+        except library.NVMLError as error:
+            raise Unreadable(f"{label} could not be read: {error}") from error
+
+    return Counter(label, raw_mj, 1e-3, clock, reset="the driver was loaded anew")
 
 
 def locate(
     gpus: Sequence[Gpu], index: int, environ: Mapping[str, str], uuid: str | None = None
 ) -> Gpu | Unavailable:
-    """The card behind ``cuda:index``: by its UUID, else by ``CUDA_VISIBLE_DEVICES``.
+    """The card behind ``cuda:index``: by its UUID or PCI place, else ``CUDA_VISIBLE_DEVICES``.
 
     A list of numbers is only understood where NVML and CUDA count alike: cards of one kind, or
     ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
     """
+    if uuid is not None and pci_place(uuid):
+        return _by_pci(gpus, pci_place(uuid))
     if uuid is not None:
         return _by_uuid(gpus, uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
@@ -181,6 +210,11 @@ def _by_uuid(gpus: Sequence[Gpu], uuid: str) -> Gpu | Unavailable:
     known = ", ".join(gpu.uuid for gpu in gpus) or "none"
     problem = "fits several GPUs" if found else "is no GPU that NVML knows"
     return _unavailable(f"{uuid} {problem}: {known}")
+
+
+def _by_pci(gpus: Sequence[Gpu], place: str) -> Gpu | Unavailable:
+    found = [gpu for gpu in gpus if gpu.pci == place]
+    return found[0] if found else _unavailable(f"NVML knows no GPU at PCI place {place}")
 
 
 def _mig(what: str) -> Unavailable:

@@ -16,63 +16,42 @@ wrap are covered by a thread that reads it now and then: one read in a minute or
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from .base import Clock, Reading, Source, Unavailable, measured_period_s, too_short
+from .base import Clock, Reading, Source, Unavailable
+from .counters import Counter, Sleep, Unreadable, find_period
+from .edges import EdgeWindow
 
 NAME = "RAPL energy counters"
 REMEDY = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj (holds until the next boot)"
-PLAUSIBLE_W = 1000.0
-"""More than any package draws: a counter that seems to run faster has been reset, and one that was
-not read for longer than it takes to wrap at this power may have wrapped twice."""
-
-# A counter read twice in quick succession may catch one whole update between the reads.
-_SLACK_S = 1.0
 
 
-@dataclass
-class _Zone:
-    """One counter, followed from read to read."""
+class Zone:
+    """One counter of powercap: its label, what it belongs to, and the counter itself."""
 
-    folder: Path
-    label: str
-    domain: str
-    range_uj: int
-    last_uj: int = 0
-    last_s: float = 0.0
-    total_uj: int = 0
-    faults: list[str] = field(default_factory=list)
+    def __init__(self, folder: Path, label: str, domain: str, clock: Clock) -> None:
+        self.folder, self.label, self.domain = folder, label, domain
+        range_uj = int((folder / "max_energy_range_uj").read_text())
+        self.counter = Counter(label, self._raw, 1e-6, clock, range_raw=range_uj)
 
-    @property
-    def safe_gap_s(self) -> float:
-        """How long it may go unread without the chance of two wraps."""
-        return self.range_uj * 1e-6 / PLAUSIBLE_W
+    def read_uj(self) -> int:
+        """What the file shows.
 
-    def raw_uj(self) -> int:
+        Raises:
+            OSError, ValueError: it cannot be read, or holds no number.
+        """
         return int((self.folder / "energy_uj").read_text())
 
-    def follow(self, now_s: float) -> None:
-        """Read the counter and add what it has moved; what cannot be trusted becomes a fault."""
+    def _raw(self) -> int:
         try:
-            raw_uj = self.raw_uj()
+            return self.read_uj()
         except (OSError, ValueError) as error:
-            self.faults.append(f"{self.label} could not be read: {_reason(error)}")
-            return
-        gap_s, step_uj = now_s - self.last_s, raw_uj - self.last_uj
-        if step_uj < 0:
-            step_uj += self.range_uj
-        self.last_uj, self.last_s = raw_uj, now_s
-        if gap_s > self.safe_gap_s:
-            self.faults.append(f"{self.label} was not read for {gap_s:.0f} s and may have wrapped")
-        elif not 0 <= step_uj * 1e-6 <= PLAUSIBLE_W * (gap_s + _SLACK_S):
-            self.faults.append(f"{self.label} went backwards: it has been reset")
-        else:
-            self.total_uj += step_uj
+            raise Unreadable(f"{self.label} could not be read: {_reason(error)}") from error
 
 
 class RaplMeter:
@@ -81,11 +60,13 @@ class RaplMeter:
     They count everything that runs on the packages, not this process alone.
     """
 
-    def __init__(self, zones: Sequence[_Zone], update_period_s: float, clock: Clock) -> None:
+    def __init__(
+        self, zones: Sequence[Zone], update_period_s: float, clock: Clock, sleep: Sleep = time.sleep
+    ) -> None:
         self._zones = tuple(zones)
         self._period_s = update_period_s
-        self._clock = clock
-        self._lock = threading.Lock()
+        self._clock, self._sleep = clock, sleep
+        self._keeping = threading.Lock()
         self._open: weakref.WeakSet[RaplWindow] = weakref.WeakSet()
         self._keeper: threading.Thread | None = None
 
@@ -106,70 +87,73 @@ class RaplMeter:
 
     @property
     def update_period_s(self) -> float:
-        """Time between two updates of the counters, as found by polling."""
+        """Time between two updates of the slowest counter, as found by polling."""
         return self._period_s
 
     def open(self) -> RaplWindow:
-        """Start a window."""
-        opened_s, marks = self.refresh()
-        window = RaplWindow(self, opened_s, marks)
-        self._open.add(window)
-        self._keep_reading()
+        """Start a window, right after a tick of the counters."""
+        edges = EdgeWindow([zone.counter for zone in self._zones], self._clock, self._sleep)
+        window = RaplWindow(self, edges)
+        with self._keeping:
+            self._open.add(window)
+            self._keep_reading()
         return window
 
-    def refresh(self) -> tuple[float, list[tuple[int, int]]]:
-        """Read every counter now, so that no wrap is missed.
-
-        Returns:
-            The time in seconds, and per counter the microjoules and faults so far.
-        """
-        with self._lock:
-            now_s = self._clock()
-            for zone in self._zones:
-                zone.follow(now_s)
-            return now_s, [(zone.total_uj, len(zone.faults)) for zone in self._zones]
+    def refresh(self) -> None:
+        """Read every counter now, so that no wrap is missed."""
+        for zone in self._zones:
+            # A counter that does not answer now is missed by the window that needs it.
+            with contextlib.suppress(Unreadable):
+                zone.counter.read()
 
     def close(self, window: RaplWindow) -> Reading:
         """What ``window`` took; called by the window."""
-        closed_s, marks = self.refresh()
-        seconds = closed_s - window.opened_s
-        self._open.discard(window)
-        short = too_short(seconds, self._period_s)
-        if short:
-            return Reading(seconds, dict.fromkeys(self.domains), "measured", short)
+        shares = window.edges.shares()
+        with self._keeping:
+            self._open.discard(window)
         joules: dict[str, float | None] = dict.fromkeys(self.domains, 0.0)
-        notes: list[str] = []
-        for zone, first, last in zip(self._zones, window.marks, marks, strict=True):
-            moved_uj, new = last[0] - first[0], zone.faults[first[1] : last[1]]
-            if not new and moved_uj == 0:
-                new = [f"{zone.label} did not move"]
+        uncertainty: dict[str, float] = dict.fromkeys(self.domains, 0.0)
+        for zone, share in zip(self._zones, shares, strict=True):
             sum_j = joules[zone.domain]
-            joules[zone.domain] = None if new or sum_j is None else sum_j + moved_uj * 1e-6
-            notes += new[:1]
-        return Reading(seconds, joules, "measured", "; ".join(notes))
+            unknown = sum_j is None or share.joules is None
+            joules[zone.domain] = None if unknown else (sum_j or 0.0) + (share.joules or 0.0)
+            uncertainty[zone.domain] += share.uncertainty_j
+        return Reading(
+            window.edges.seconds,
+            joules,
+            "measured",
+            "; ".join(dict.fromkeys(share.note for share in shares if share.note)),
+            uncertainty_j={d: u for d, u in uncertainty.items() if joules[d] is not None},
+            overhead_s=window.edges.overhead_s,
+        )
 
     def _keep_reading(self) -> None:
-        if self._keeper is not None and self._keeper.is_alive():
+        if self._keeper is not None:
             return
-        every_s = min(zone.safe_gap_s for zone in self._zones) / 2
+        every_s = min(zone.counter.safe_gap_s for zone in self._zones) / 2
         self._keeper = threading.Thread(
             target=_keep_reading, args=(weakref.ref(self), every_s), daemon=True
         )
         self._keeper.start()
 
-    @property
-    def waiting(self) -> bool:
-        """Whether a window is open."""
-        return len(self._open) > 0
+    def idle(self) -> bool:
+        """Whether no window is open; the thread that asks must then end."""
+        with self._keeping:
+            if len(self._open) == 0:
+                self._keeper = None
+            return self._keeper is None
 
 
 class RaplWindow:
     """An open window of the RAPL counters."""
 
-    def __init__(self, meter: RaplMeter, opened_s: float, marks: list[tuple[int, int]]) -> None:
+    def __init__(self, meter: RaplMeter, edges: EdgeWindow) -> None:
         self.meter = meter
-        self.opened_s = opened_s
-        self.marks = marks
+        self.edges = edges
+
+    def stop(self) -> None:
+        """Set the closing moment and read, without waiting for a tick."""
+        self.edges.stop()
 
     def close(self) -> Reading:
         """The energy since the window was opened."""
@@ -181,48 +165,50 @@ def _keep_reading(reference: weakref.ref[RaplMeter], every_s: float) -> None:
     while True:
         time.sleep(every_s)
         meter = reference()
-        if meter is None or not meter.waiting:
+        if meter is None or meter.idle():
             return
         meter.refresh()
         del meter
 
 
 def find_rapl(
-    root: Path = Path("/"), *, clock: Clock = time.perf_counter
+    root: Path = Path("/"), *, clock: Clock = time.perf_counter, sleep: Sleep = time.sleep
 ) -> RaplMeter | Unavailable:
     """The RAPL meter of this machine, proven by reading every counter, or why there is none.
 
     Args:
         root: where ``sys/class/powercap`` is found.
         clock: a monotonic clock in seconds.
+        sleep: waits so many seconds of that clock.
     """
     try:
-        zones = _zones(root / "sys/class/powercap")
+        zones = _zones(root / "sys/class/powercap", clock)
         if not zones:
             return _unavailable(
                 "this machine shows no CPU energy counters (/sys/class/powercap/intel-rapl:*); "
                 "virtual machines, containers and CPUs other than x86 have none"
             )
         for zone in zones:
-            zone.last_uj, zone.last_s = zone.raw_uj(), clock()
-        period_s = measured_period_s(zones[0].raw_uj, clock)
+            zone.read_uj()
+        for zone in zones:
+            period = find_period(zone.counter, clock, sleep)
+            if period is None:
+                return _unavailable(f"the CPU energy counter {zone.label} does not move")
+            zone.counter.period = period
     except PermissionError as error:
         return _unavailable(f"only root may read {error.filename}", REMEDY)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Unreadable) as error:
         return _unavailable(f"the CPU energy counters cannot be read: {_reason(error)}")
-    if period_s is None:
-        return _unavailable(f"the CPU energy counter {zones[0].label} does not move")
-    return RaplMeter(zones, period_s, clock)
+    return RaplMeter(zones, max(zone.counter.period.seconds for zone in zones), clock, sleep)
 
 
-def _zones(folder: Path) -> list[_Zone]:
+def _zones(folder: Path, clock: Clock) -> list[Zone]:
     found = []
     for path in sorted(folder.glob("intel-rapl:*")):
         label = (path / "name").read_text().strip()
         domain = _domain(label, path.name.count(":"))
         if domain is not None:
-            range_uj = int((path / "max_energy_range_uj").read_text())
-            found.append(_Zone(path, label, domain, range_uj))
+            found.append(Zone(path, label, domain, clock))
     found.sort(key=lambda zone: zone.domain != "cpu")
     return found
 
@@ -237,7 +223,7 @@ def _unavailable(reason: str, remedy: str = "") -> Unavailable:
     return Unavailable(NAME, ("cpu",), reason, remedy)
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -10,178 +10,151 @@ from pathlib import Path
 
 import pytest
 from exitbench.harness.meters.base import UPDATES_PER_WINDOW, Unavailable, minimum_window_s
-from exitbench.harness.meters.rapl import PLAUSIBLE_W, RaplMeter, find_rapl
-from fake_machine import RANGE_UJ, Clock, Powercap
+from exitbench.harness.meters.counters import PLAUSIBLE_W
+from exitbench.harness.meters.rapl import RaplMeter, find_rapl
+from fake_machine import RANGE_UJ, Clock, Load, Powercap, Ticking
 
-# One look at the clock is one millisecond, and the counter moves at every look: a 1 ms counter.
 STEP_S = 0.001
+"""A 1 ms counter, as RAPL's is."""
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(STEP_S)
-
-
-def usable(root: Path, cap: Powercap, clock: Clock, ticking: str = "intel-rapl:0") -> RaplMeter:
-    """The meter, found while a counter moves; the counters stand still afterwards."""
-    clock.on_tick = lambda: cap.add_uj(ticking, 10_000)
-    meter = find_rapl(root, clock=clock)
-    clock.on_tick = lambda: None
+def package(
+    tmp_path: Path, watts: float = 50.0, *, offset: int = 0, range_uj: int = RANGE_UJ
+) -> tuple[RaplMeter, Clock, Ticking]:
+    """The meter of one package, its clock and its counter."""
+    clock, cap = Clock(), Powercap(tmp_path)
+    cap.zone("intel-rapl:0", "package-0", range_uj=range_uj)
+    ticking = Ticking(clock, Load((0, watts)), STEP_S, 1e-6, range_uj, offset)
+    cap.drive(clock, ("intel-rapl:0", ticking))
+    meter = find_rapl(tmp_path, clock=clock, sleep=clock.sleep)
     assert isinstance(meter, RaplMeter)
-    return meter
+    return meter, clock, ticking
 
 
-def test_packages_are_added_and_their_parts_and_psys_are_not_counted_again(
-    tmp_path: Path, clock: Clock
-) -> None:
-    cap = Powercap(tmp_path)
-    for name, label in [
-        ("intel-rapl:0", "package-0"),
-        ("intel-rapl:0:0", "core"),
-        ("intel-rapl:0:1", "uncore"),
-        ("intel-rapl:0:2", "dram"),
-        ("intel-rapl:1", "package-1"),
-        ("intel-rapl:2", "psys"),
-        ("intel-rapl-mmio:0", "package-0"),
+def test_packages_are_added_and_their_parts_and_psys_are_not_counted_again(tmp_path: Path) -> None:
+    clock, cap = Clock(), Powercap(tmp_path)
+    zones = []
+    for name, label, watts in [
+        ("intel-rapl:0", "package-0", 10),
+        ("intel-rapl:0:0", "core", 6),
+        ("intel-rapl:0:1", "uncore", 3),
+        ("intel-rapl:0:2", "dram", 0.7),
+        ("intel-rapl:1", "package-1", 5),
+        ("intel-rapl:2", "psys", 99),
+        ("intel-rapl-mmio:0", "package-0", 10),
     ]:
         cap.zone(name, label)
-    meter = usable(tmp_path, cap, clock)
+        zones.append((name, Ticking(clock, Load((0, watts)), STEP_S, 1e-6)))
+    cap.drive(clock, *zones)
+    meter = find_rapl(tmp_path, clock=clock, sleep=clock.sleep)
+    assert isinstance(meter, RaplMeter)
     assert meter.domains == ("cpu", "dram")
     window = meter.open()
-    clock.now_s += 10
-    for name, joules in [("0", 100), ("0:0", 60), ("0:1", 30), ("0:2", 7), ("1", 50), ("2", 999)]:
-        cap.add_uj(f"intel-rapl:{name}", joules * 1_000_000)
+    clock.sleep(10)
     reading = window.close()
-    assert reading.joules == pytest.approx({"cpu": 150, "dram": 7})
+    # Edges of one update in 10,000.
+    assert reading.joules == pytest.approx({"cpu": 150, "dram": 7}, rel=1e-4)
     assert (reading.source, reading.note) == ("measured", "")
-    assert reading.cpu_j == pytest.approx(157)
+    assert reading.cpu_j == pytest.approx(157, rel=1e-4)
     assert reading.gpu_j is None
     assert (reading.cpu_source, reading.gpu_source) == ("measured", "unavailable")
+    assert reading.total_uncertainty_j is not None
+    assert abs(157 - (reading.cpu_j or 0)) <= reading.total_uncertainty_j < 0.1
 
 
-def test_the_update_period_is_found_by_polling(tmp_path: Path, clock: Clock) -> None:
-    cap = Powercap(tmp_path)
-    cap.zone("intel-rapl:0", "package-0")
-    meter = usable(tmp_path, cap, clock)
-    # Floating-point sums of the fake clock's steps; anything but whole steps would be far off.
-    assert meter.update_period_s == pytest.approx(STEP_S, rel=1e-6)
-    assert minimum_window_s(meter) == pytest.approx(UPDATES_PER_WINDOW * STEP_S, rel=1e-6)
+def test_the_update_period_is_found_by_polling(tmp_path: Path) -> None:
+    meter, _, _ = package(tmp_path)
+    # Polling sees each tick up to a twentieth late.
+    assert meter.update_period_s == pytest.approx(STEP_S, rel=0.02)
+    assert minimum_window_s(meter) == pytest.approx(UPDATES_PER_WINDOW * STEP_S, rel=0.02)
 
 
-def test_a_wrap_is_a_step_over_the_end_of_the_range(tmp_path: Path, clock: Clock) -> None:
-    cap = Powercap(tmp_path)
-    cap.zone("intel-rapl:0", "package-0", energy_uj=RANGE_UJ - 2_000_000)
-    meter = usable(tmp_path, cap, clock)
-    cap.set_uj("intel-rapl:0", RANGE_UJ - 1_000_000)
+def test_a_wrap_is_a_step_over_the_end_of_the_range(tmp_path: Path) -> None:
+    # The counter stands at 100 s x 50 W past the offset when the clock starts.
+    meter, clock, _ = package(tmp_path, offset=RANGE_UJ - 5_010_000_000)
     window = meter.open()
-    clock.now_s += 1
-    cap.set_uj("intel-rapl:0", 4_000_000)
-    assert window.close().joules["cpu"] == pytest.approx(5.0)
+    clock.sleep(1)
+    assert window.close().joules["cpu"] == pytest.approx(50, rel=1e-3)
 
 
 def test_several_wraps_in_one_window_are_counted_when_it_is_read_in_between(
-    tmp_path: Path, clock: Clock
+    tmp_path: Path,
 ) -> None:
-    range_uj = 60_000_000_000
-    cap = Powercap(tmp_path)
-    cap.zone("intel-rapl:0", "package-0", range_uj=range_uj)
-    meter = usable(tmp_path, cap, clock)
+    meter, clock, _ = package(tmp_path, 400, range_uj=60_000_000_000)
     window = meter.open()
     for _ in range(10):
-        clock.now_s += 50
-        cap.add_uj("intel-rapl:0", 20_000_000_000, range_uj)
+        clock.sleep(50)
         meter.refresh()
-    assert window.close().joules["cpu"] == pytest.approx(200_000)
+    assert window.close().joules["cpu"] == pytest.approx(200_000, rel=1e-5)
 
 
-def test_a_gap_in_which_it_may_have_wrapped_twice_is_unresolved(
-    tmp_path: Path, clock: Clock
-) -> None:
-    cap = Powercap(tmp_path)
-    cap.zone("intel-rapl:0", "package-0")
-    meter = usable(tmp_path, cap, clock)
+def test_a_gap_in_which_it_may_have_wrapped_twice_is_unresolved(tmp_path: Path) -> None:
+    meter, clock, _ = package(tmp_path)
     window = meter.open()
-    clock.now_s += RANGE_UJ * 1e-6 / PLAUSIBLE_W + 1
-    cap.add_uj("intel-rapl:0", 5_000_000)
+    clock.sleep(RANGE_UJ * 1e-6 / PLAUSIBLE_W + 1)
     reading = window.close()
     assert reading.joules == {"cpu": None}
     assert "may have wrapped" in reading.note
     # A long pause before a window is no fault of that window.
-    clock.now_s += 10_000
+    clock.sleep(10_000)
     window = meter.open()
-    clock.now_s += 1
-    cap.add_uj("intel-rapl:0", 5_000_000)
-    assert window.close().joules["cpu"] == pytest.approx(5.0)
+    clock.sleep(1)
+    assert window.close().joules["cpu"] == pytest.approx(50, rel=1e-3)
 
 
-def test_a_counter_that_was_reset_is_not_taken_for_a_wrap(tmp_path: Path, clock: Clock) -> None:
-    cap = Powercap(tmp_path)
-    cap.zone("intel-rapl:0", "package-0", energy_uj=9_000_000_000)
-    meter = usable(tmp_path, cap, clock)
+def test_a_counter_that_was_reset_is_not_taken_for_a_wrap(tmp_path: Path) -> None:
+    meter, clock, ticking = package(tmp_path, offset=9_000_000_000)
     window = meter.open()
-    clock.now_s += 1
-    cap.set_uj("intel-rapl:0", 0)
+    ticking.reset_s = clock.now_s + 0.5
+    clock.sleep(1)
     reading = window.close()
     assert reading.total_j is None
     assert "went backwards" in reading.note
 
 
-def test_nested_and_overlapping_windows_each_see_their_own_energy(
-    tmp_path: Path, clock: Clock
-) -> None:
-    cap = Powercap(tmp_path)
-    cap.zone("intel-rapl:0", "package-0")
-    meter = usable(tmp_path, cap, clock)
-
-    def work() -> None:
-        clock.now_s += 1
-        cap.add_uj("intel-rapl:0", 1_000_000)
-
+def test_nested_and_overlapping_windows_each_see_their_own_energy(tmp_path: Path) -> None:
+    meter, clock, _ = package(tmp_path, 1.0)
     outer = meter.open()
-    work()
+    clock.sleep(1)
     inner = meter.open()
-    work()
+    clock.sleep(1)
     late = meter.open()
-    work()
-    assert inner.close().joules["cpu"] == pytest.approx(2.0)
-    work()
-    assert late.close().joules["cpu"] == pytest.approx(2.0)
-    assert outer.close().joules["cpu"] == pytest.approx(4.0)
+    clock.sleep(1)
+    # Opening another window takes up to one update of a thousand.
+    assert inner.close().joules["cpu"] == pytest.approx(2.0, rel=2e-3)
+    clock.sleep(1)
+    assert late.close().joules["cpu"] == pytest.approx(2.0, rel=2e-3)
+    assert outer.close().joules["cpu"] == pytest.approx(4.0, rel=2e-3)
 
 
-def test_a_window_of_few_updates_is_unresolved_with_the_reason(
-    tmp_path: Path, clock: Clock
-) -> None:
-    cap = Powercap(tmp_path)
-    cap.zone("intel-rapl:0", "package-0")
-    meter = usable(tmp_path, cap, clock)
+def test_a_window_of_few_updates_is_unresolved_with_the_reason(tmp_path: Path) -> None:
+    meter, clock, _ = package(tmp_path)
     window = meter.open()
-    cap.add_uj("intel-rapl:0", 1_000_000)
+    clock.sleep(0.01)
     reading = window.close()
     assert reading.joules == {"cpu": None}
     assert "too short" in reading.note
     assert reading.cpu_source == "unavailable"
 
 
-def test_a_counter_that_does_not_move_is_never_zero_energy(tmp_path: Path, clock: Clock) -> None:
-    cap = Powercap(tmp_path)
-    cap.zone("intel-rapl:0", "package-0")
-    meter = usable(tmp_path, cap, clock)
+def test_a_counter_that_does_not_move_is_never_zero_energy(tmp_path: Path) -> None:
+    meter, clock, ticking = package(tmp_path)
     window = meter.open()
-    clock.now_s += 10
-    assert window.close().joules == {"cpu": None}
-    found = find_rapl(tmp_path, clock=clock)
+    ticking.stuck_s = clock.now_s
+    clock.sleep(10)
+    reading = window.close()
+    assert reading.joules == {"cpu": None}
+    assert "did not move" in reading.note
+    found = find_rapl(tmp_path, clock=clock, sleep=clock.sleep)
     assert isinstance(found, Unavailable)
     assert "does not move" in found.reason
 
 
-def test_a_file_that_vanishes_leaves_the_window_unresolved(tmp_path: Path, clock: Clock) -> None:
-    cap = Powercap(tmp_path)
-    folder = cap.zone("intel-rapl:0", "package-0")
-    meter = usable(tmp_path, cap, clock)
+def test_a_file_that_vanishes_leaves_the_window_unresolved(tmp_path: Path) -> None:
+    meter, clock, _ = package(tmp_path)
     window = meter.open()
-    clock.now_s += 10
-    (folder / "energy_uj").unlink()
+    clock.sleep(10)
+    (tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj").unlink()
     reading = window.close()
     assert reading.joules == {"cpu": None}
     assert "No such file" in reading.note
