@@ -47,8 +47,10 @@ def run_hardware_restore(
         if record is None:
             say(f"nothing to put back: there is no journal {journal}")
         elif not record.of_this_boot(root):
-            say(f"nothing to put back: the machine was started anew after {record.time}, the time")
-            say("of the journal, and that puts clocks back; the journal is removed")
+            say(
+                f"nothing to put back: the machine was started anew after {record.time}, the time "
+                "of the journal, and that puts clocks back; the journal is removed"
+            )
             remove_journal(journal)
         else:
             _put_back(record, journal, say, nvml)

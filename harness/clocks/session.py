@@ -5,7 +5,7 @@ with ClockSession(find_actuators(...)) as session:
     ...work...
 
 end of the block, exception, SIGINT    put back, then it goes on as ever
-SIGTERM                                put back, then the process ends by the signal (128 + 15)
+SIGTERM, SIGHUP                        put back, then the process ends by the signal (128 + 15)
 SIGKILL, loss of power                 ``exitbench hardware restore``, from the journal
 """
 

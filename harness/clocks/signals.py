@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_CAUGHT = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP is what a process gets when the terminal or the connection to it is lost.
+_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signals:
-    """Calls ``end`` before SIGINT or SIGTERM takes its usual course.
+    """Calls ``end`` before SIGINT, SIGTERM or SIGHUP takes its usual course.
 
     A signal in the middle of a change waits until the change is done. The usual course is that of
     the handler that was there before: KeyboardInterrupt for SIGINT, the death of the process by
-    the signal for SIGTERM, or what the program has installed. Signals that were ignored stay so.
+    the signal for the others, or what the program has installed. Signals that were ignored stay so.
     Outside the main thread Python lets nobody install handlers, and nothing is done.
     """
 
