@@ -13,7 +13,7 @@ A profile that says ``actuator = "none"`` for a clock has it left alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +49,7 @@ def find_actuators(
     device: str,
     *,
     simulated: bool,
+    needed: Collection[Domain] | None = None,
     root: Path = Path("/"),
     nvml: ModuleType | None = None,
     environ: Mapping[str, str] | None = None,
@@ -60,13 +61,15 @@ def find_actuators(
         profile: the hardware profile; None if none fits.
         device: as torch writes it: ``cpu``, ``cuda`` or ``cuda:N``.
         simulated: change nothing; clocks are those of the profile.
+        needed: domains without which the others are of no use, where clocks are really set; the
+            device's own clock if None.
         root: where ``sys`` is found.
         nvml: what answers as ``pynvml``; the installed one if None.
         environ: the environment; that of this process if None.
         cuda_uuid: the UUID of ``cuda:N``; asks torch where it is loaded.
 
     Raises:
-        ClockError: the device's own clock cannot be set, and what would mend it.
+        ClockError: a needed domain cannot be set, or nothing can, and what would mend it.
         ExitbenchError: the device is of no known kind.
     """
     if simulated:
@@ -80,8 +83,14 @@ def find_actuators(
         profile, device, root=root, nvml=nvml, environ=environ, cuda_uuid=cuda_uuid
     )
     own: Domain = "cpu" if cuda_index(device) is None else "gpu"
-    if own not in survey.actuators:
+    if needed is None and own in survey.missing:
         raise ClockError(f"the clock of {device} cannot be set: {survey.missing[own]}")
+    lacking = [domain for domain in needed or () if domain in survey.missing]
+    if not survey.actuators:
+        lacking = list(survey.missing)
+    if lacking:
+        reasons = "; ".join(f"the {_WORDS[each]}: {survey.missing[each]}" for each in lacking)
+        raise ClockError(f"for a run on {device} nothing here sets {reasons}")
     return survey.actuators
 
 
@@ -121,7 +130,7 @@ def survey_actuators(
         if known.actuator != "devfreq":
             return card(domain)
         switch_s = None if known.switch_ms is None else known.switch_ms.value * 1e-3
-        if domain == "memory" and known.nodes == (EMC_NODE,):
+        if domain == "memory" and known.nodes in ((), (EMC_NODE,)):
             return find_emc(root, fallback=known.levels, switch_s=switch_s)
         return find_devfreq(root, domain, known.nodes, switch_s=switch_s)
 

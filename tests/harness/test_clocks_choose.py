@@ -71,8 +71,24 @@ def test_a_profile_can_say_that_nothing_sets_a_clock(tmp_path: Path) -> None:
     clock = ClockDomain(actuator="none", actuator_source="a note")
     profile = replace(load_profile("generic-x86"), clocks={"cpu": clock})
 
-    with pytest.raises(ClockError, match=r"clock of cpu cannot be set: .* nothing sets it \(a not"):
+    with pytest.raises(ClockError, match=r"clock of cpu cannot be set: .* sets it \(a note"):
         find_actuators(profile, "cpu", simulated=False, root=tmp_path)
+
+
+def test_what_is_needed_is_asked_for_and_its_reason_is_told(tmp_path: Path) -> None:
+    add_cores(tmp_path, 4)
+
+    found = find_actuators(None, "cpu", simulated=False, needed=("cores",), root=tmp_path)
+    assert list(found) == ["cores"]
+    with pytest.raises(ClockError, match=r"the clock of cpu cannot be set: .* has no policy"):
+        find_actuators(None, "cpu", simulated=False, root=tmp_path)
+    with pytest.raises(ClockError, match=r"nothing here sets the GPU clock: .* of a card alone"):
+        find_actuators(None, "cpu", simulated=False, needed=("cores", "gpu"), root=tmp_path)
+
+
+def test_where_nothing_can_be_set_every_reason_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ClockError, match=r"the CPU clock: .* GPU clock: .* number of CPU cores: "):
+        find_actuators(None, "cpu", simulated=False, needed=(), root=tmp_path)
 
 
 def test_the_step_of_the_profile_is_the_grid_where_the_driver_lists_no_levels(
