@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import get_args
 
 from ..profiles.schema import Profile
-from .clocks.base import Actuator
+from .circumstances import ClockFiles, busy_share
+from .clocks.base import Actuator, Domain
 from .clocks.choose import find_actuators
 from .clocks.session import ClockSession
 from .configs import RunConfig
 from .costs import CostTable, Prices
 from .dvfs import Point, points_of
 from .errors import ExitbenchError
-from .governors import Constant, make_governor
+from .governors import Constant, make_governor, outlook_of
 from .hardware import hardware_profile
 from .manner import Governing
 from .operating import operating_table
+from .policies import Full
 from .rundir import RunDirectory
 from .subject import Subject
 
@@ -26,7 +28,7 @@ GoverningFor = Callable[[Prices], Governing | None]
 
 @contextmanager
 def governed(
-    directory: RunDirectory, subject: Subject, config: RunConfig
+    directory: RunDirectory, subject: Subject, config: RunConfig, files: ClockFiles
 ) -> Iterator[GoverningFor]:
     """What governs the runs of each precision; clocks that it sets are put back at the end.
 
@@ -50,9 +52,11 @@ def governed(
         assert config.governor is not None
         point = config.operating_point
         if config.governor == "fixed":
+            # Its point is that of the network, whatever the policy.
             made = make_governor(
-                "fixed", costs, deadline_s, forecasts=False, operating_point=point
-            )
+                "fixed", costs, deadline_s, outlook=outlook_of(Full(costs.exits)),
+                operating_point=point,
+            )  # fmt: skip
             assert isinstance(made, Constant)
             point = costs.points[made.point].name
         allowed_s = costs.full_s if deadline_s is None else deadline_s
@@ -61,39 +65,25 @@ def governed(
     if config.clocks == "simulated":
         yield lambda prices: governing(prices, None, None)
         return
-    actuators = find_actuators(profile, str(subject.device), simulated=False)
+    actuators = find_actuators(profile, str(subject.device), simulated=False, root=files.root)
     settable = settable_points(profile, device_class, actuators)
-    with ClockSession(actuators) as session:
+    needed = {domain: actuators[domain] for domain in _domains(settable)}
+    with ClockSession(needed, journal=files.journal) as session:
+        session.apply(settable[-1].clock_mhz)  # says at once whether clocks may be set
         yield lambda prices: governing(prices, settable, session)
 
 
-def usable_cpus() -> int:
-    """How many logical CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def busy_share(threads: int) -> float:
-    """Share of the CPUs of this process that so many threads keep busy."""
-    return min(1.0, threads / usable_cpus())
+def _domains(points: tuple[Point, ...]) -> tuple[Domain, ...]:
+    return tuple(domain for domain in get_args(Domain) if domain in points[-1].clock_mhz)
 
 
 def settable_points(
-    profile: Profile, device_class: str, actuators: Mapping[str, Actuator]
+    profile: Profile, device_class: str, actuators: Mapping[Domain, Actuator]
 ) -> tuple[Point, ...]:
     """The operating points that can be set here, slowest first.
 
     Every level of the device's own list, and the points of the profile that its lists have.
-
-    Raises:
-        ExitbenchError: the clock of this device class cannot be set.
     """
-    if device_class not in actuators:
-        raise ExitbenchError(
-            f"the clock of the {device_class.upper()} cannot be set here; give --clocks simulated, "
-            f"which changes none. What can be set: {', '.join(actuators) or 'nothing'}"
-        )
     levels = {domain: actuator.levels() for domain, actuator in actuators.items()}
     own = levels[device_class]
     named = [

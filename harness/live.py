@@ -10,6 +10,7 @@ import pandas as pd
 
 from .bench import Bench
 from .choose import BOUNDS
+from .circumstances import ClockFiles
 from .configs import RunConfig
 from .costs import CostTable
 from .errors import ExitbenchError
@@ -38,11 +39,17 @@ from .tracing import begin, check_subject, traced_subject
 
 Say = Callable[[str], None]
 DEFAULT_ROLES = ("full", "every-exit", "every-exit-best", "predictive", "recommended")
+THIS_MACHINE = ClockFiles()
 PERIODIC_PASS_S = 10.0  # a pass of a periodic scene takes no longer, unless the tier needs it
 
 
-def run_run(config: RunConfig, say: Say) -> None:
+def run_run(config: RunConfig, say: Say, *, clocks: ClockFiles = THIS_MACHINE) -> None:
     """Run settings of a sweep and measure them; or measure how well the predictor forecasts.
+
+    Args:
+        config: what to run, and how.
+        say: takes one line of progress.
+        clocks: where clocks are set, if they are.
 
     Raises:
         ExitbenchError: there is no sweep, a setting is not in it or needs the truth, or the
@@ -75,7 +82,7 @@ def run_run(config: RunConfig, say: Say) -> None:
         judge_live(directory, subject, prepared, chosen, config, say)
     else:
         meter = choose_energy(directory, subject, hardware, say)
-        measure_chosen(directory, subject, prepared, chosen, config, meter, say)
+        measure_chosen(directory, subject, prepared, chosen, config, meter, say, clocks)
     directory.finish("run")
 
 
@@ -155,13 +162,14 @@ def measure_chosen(
     config: RunConfig,
     meter: ChosenMeter,
     say: Say,
+    clocks: ClockFiles = THIS_MACHINE,
 ) -> None:
     """Run and measure settings, precision by precision; those measured already are left out."""
     tier = tier_for(meter, config.metering.tier)
     scene = Scene(None if config.period_ms is None else config.period_ms * 1e-3)
     positions = _positions(subject, config, scene, tier)
     done = {measured_key(row) for row in directory.read_measurements()}
-    with governed(directory, subject, config) as governing_for:
+    with governed(directory, subject, config, clocks) as governing_for:
         todo: list[tuple[Bench, list[Setting]]] = []
         for precision, network in prepared.items():
             bench = _bench(directory, subject, network, config, meter, positions)

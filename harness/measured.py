@@ -18,7 +18,7 @@ import numpy as np
 
 from .bench import Bench, Live
 from .costs import Prices
-from .governed import find_ways, govern_ways
+from .governed import find_ways, govern_ways, points_text
 from .manner import Governing, Manner
 from .meters.base import Source
 from .overhead import of_reading
@@ -68,7 +68,7 @@ def _manner(manner: Manner) -> dict[str, Any]:
         "period_ms": manner.scene.period_ms,
         "governor": None if governing is None else governing.name,
         "operating_point": None if governing is None else governing.operating_point,
-        "deadline_ms": None if governing is None else governing.deadline_s * 1e3,
+        "deadline_ms": None if governing is None else round(governing.deadline_s * 1e3, 9),
         "clocks": None if governing is None else governing.clocks,
         "operating_costs": None if governing is None else table_digest(governing),
     }
@@ -173,7 +173,7 @@ def _requests(passes: Sequence[Pass]) -> dict[str, Any]:
         "keeps_up": all(keeps_up) if keeps_up else None,
         "missed": _median(_all([each.missed for each in requests])),
         "switches": _median(_all([each.switches for each in requests])),
-        "points": " ".join(f"{name}:{share:.4g}" for name, share in points.items()) or None,
+        "points": points_text(points) or None,
     }
 
 

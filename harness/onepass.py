@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .bench import Bench, Live
 from .evidence import IntArray
-from .governors import LiveSteer
+from .governors import LiveSteer, OperatingTable, Request
 from .meters.base import Reading
 from .passes import Pass, Requests
 from .policies import Policy, Predictive
@@ -28,6 +28,7 @@ from .scenes import Paced, Scene, pace, paced_by_prices
 from .scheduler import LayerStatistics, Outcome, merge, walk
 from .sources import LiveSource
 from .stretches import run_stretch, together
+from .subject import Subject
 
 CHUNK_BYTES = 256 * 2**20  # normalised images held at once: few stretches, each of many batches
 Counting = Callable[[int], None]
@@ -50,12 +51,11 @@ def run_pass(
     """
     scene = None if observe or bench.manner.simulated else bench.manner.scene
     going = _Going(bench, live, observe, progress, scene)
-    size = _chunk_size(bench)
-    chunks = math.ceil(len(bench.positions) / size)
+    chunks = math.ceil(len(bench.positions) / chunk_size(bench.subject, bench.batch_size))
     outcomes: list[Outcome] = []
     readings: list[Reading] = []
     window_s = 0.0
-    for positions, images in _chunks(bench, size):
+    for positions, images in chunks_of(bench.subject, bench.positions, bench.batch_size):
         going.take(positions, images)
         stretch = run_stretch(
             going.once,
@@ -65,7 +65,7 @@ def run_pass(
             bench.manner.scene.clock,
         )
         outcomes += stretch.found
-        readings.append(going.idled(stretch.reading, stretch.times))
+        readings.append(going.modelled(stretch.reading, stretch.times))
         window_s += stretch.window_s
     made = Pass(together(readings), window_s, going.requests())
     return merge(outcomes), going.priced() if bench.manner.simulated else made
@@ -93,6 +93,7 @@ class _Going:
         """Serve these from now on."""
         self._positions, self._images = positions, images
         self._paced_before = len(self._paced)
+        self._requests_before = len(self._steer.requests) if self._steer is not None else 0
 
     def once(self, times: int) -> list[Outcome]:
         """Serve every batch once; the answers."""
@@ -128,18 +129,27 @@ class _Going:
 
         return done
 
-    def idled(self, reading: Reading, times: int) -> Reading:
-        """A reading with modelled watts of idle where requests were waited for."""
+    def modelled(self, reading: Reading, times: int) -> Reading:
+        """A modelled reading with the watts of idle and of the operating points in it."""
         paced = self._paced[self._paced_before :]
-        if not paced:
+        busy_s = sum(sum(each.busy_s) for each in paced) / times if paced else None
+        governing, work_j = self._bench.manner.governing, None
+        if governing is not None and governing.session is not None and self._steer is not None:
+            spent = _by_point(self._steer.requests[self._requests_before :])
+            power_w = {point.name: point.power_w for point in governing.table.points}
+            work_j = sum(seconds * power_w[name] for name, seconds in spent.items()) / times
+            busy_s = sum(spent.values()) / times
+        if busy_s is None:
             return reading
-        busy_s = sum(sum(each.busy_s) for each in paced) / times
-        return with_idle(reading, self._bench.meter, busy_s)
+        return with_idle(reading, self._bench.meter, busy_s, work_j)
 
     def requests(self) -> Requests:
         """What befell the requests of this pass."""
         found = _in_scene(self._paced) if self._paced else Requests()
-        return _governed(found, self._steer) if self._steer is not None else found
+        governing = self._bench.manner.governing
+        if self._steer is None or governing is None:
+            return found
+        return _governed(found, self._steer, governing.table)
 
     def priced(self) -> Pass:
         """The pass as the operating points price it."""
@@ -159,24 +169,28 @@ class _Going:
         domain = {"cuda": "gpu"}.get(self._bench.subject.device.type, "cpu")
         note = "" if total_j is not None else "the operating points have no energy"
         reading = Reading(span_s, {domain: total_j}, "modelled", note)
-        return Pass(reading, span_s, _governed(found, self._steer))
+        return Pass(reading, span_s, _governed(found, self._steer, governing.table))
 
 
-def with_idle(reading: Reading, meter: Any, busy_s: float) -> Reading:
+def with_idle(
+    reading: Reading, meter: Any, busy_s: float, work_j: float | None = None
+) -> Reading:
     """A modelled reading of ``busy_s`` of work and idle for the rest; a measured one as it is.
 
     Args:
         meter: knows its watts at work (``power_w``) and idle (``idle_w``) if all is modelled.
+        work_j: joules of the work; those of the meter's watts if None.
     """
     power_w, idle_w = getattr(meter, "power_w", None), getattr(meter, "idle_w", None)
-    if power_w is None or reading.total_j is None:
+    if power_w is None or not reading.total_j:
         return reading
     if idle_w is None:
         unknown: dict[str, float | None] = dict.fromkeys(reading.joules)
-        note = "the hardware profile does not state the idle power, so a scene has no energy"
+        note = "the hardware profile does not state the idle power, so idle time has no energy"
         return replace(reading, joules=unknown, note=reading.note or note)
-    wanted_j = power_w * busy_s + idle_w * max(0.0, reading.seconds - busy_s)
-    factor = wanted_j / reading.total_j if reading.total_j else 1.0
+    wanted_j = power_w * busy_s if work_j is None else work_j
+    wanted_j += idle_w * max(0.0, reading.seconds - busy_s)
+    factor = wanted_j / reading.total_j
     joules = {name: None if j is None else j * factor for name, j in reading.joules.items()}
     return replace(reading, joules=joules)
 
@@ -192,19 +206,29 @@ def _in_scene(paced: Sequence[Paced]) -> Requests:
     )
 
 
-def _governed(found: Requests, steer: LiveSteer) -> Requests:
+def _governed(found: Requests, steer: LiveSteer, table: OperatingTable) -> Requests:
     requests = steer.requests
-    seconds: dict[str, float] = {}
-    for request in requests:
-        for name, spent_s in request.points.items():
-            seconds[name] = seconds.get(name, 0.0) + spent_s
-    total_s = sum(seconds.values())
+    spent = _by_point(requests)
+    total_s = sum(spent.values())
     return replace(
         found,
         missed=sum(request.missed for request in requests) / len(requests),
         switches=sum(request.switches for request in requests) / len(requests),
-        points={name: spent_s / total_s for name, spent_s in seconds.items()} if total_s else {},
+        points={
+            point.name: spent[point.name] / total_s
+            for point in table.points
+            if spent.get(point.name, 0.0) > 0
+        },
     )
+
+
+def _by_point(requests: Sequence[Request]) -> dict[str, float]:
+    """Seconds at each operating point."""
+    spent: dict[str, float] = {}
+    for request in requests:
+        for name, seconds in request.points.items():
+            spent[name] = spent.get(name, 0.0) + seconds
+    return spent
 
 
 def _stack(bench: Bench, policy: Policy) -> Tensor | None:
@@ -215,12 +239,17 @@ def _stack(bench: Bench, policy: Policy) -> Tensor | None:
     return None
 
 
-def _chunk_size(bench: Bench) -> int:
-    held = CHUNK_BYTES // (4 * bench.subject.parts["test"].images[0].size)
-    return max(bench.batch_size, held - held % bench.batch_size)
+def chunk_size(subject: Subject, batch_size: int) -> int:
+    """How many images are normalised and held at once: whole batches."""
+    held = CHUNK_BYTES // (4 * subject.parts["test"].images[0].size)
+    return max(batch_size, held - held % batch_size)
 
 
-def _chunks(bench: Bench, size: int) -> Iterator[tuple[IntArray, Tensor]]:
-    for start in range(0, len(bench.positions), size):
-        positions = bench.positions[start : start + size]
-        yield positions, bench.subject.at("test", positions)
+def chunks_of(
+    subject: Subject, positions: IntArray, batch_size: int
+) -> Iterator[tuple[IntArray, Tensor]]:
+    """The test images at these positions, normalised, with their positions."""
+    size = chunk_size(subject, batch_size)
+    for start in range(0, len(positions), size):
+        some = positions[start : start + size]
+        yield some, subject.at("test", some)

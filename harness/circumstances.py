@@ -1,0 +1,280 @@
+"""What the paper's flags ask of an evaluation: cores, clocks, and when its images come.
+
+On the device, cores are switched off and clocks set for as long as the evaluation is timed, then
+all is put back. Simulated, nothing is changed: the evaluation runs as it would, its time is taken
+for that at the top clock, and the power and time model of the hardware profile prices it at the
+levels asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..profiles.schema import Profile
+from .clocks.base import Actuator, ClockError, Domain
+from .clocks.choose import find_actuators, level
+from .clocks.session import ClockSession
+from .configs import Clocks
+from .dvfs import Dvfs, Point, dvfs_of
+from .errors import ExitbenchError
+from .scenes import CONTINUOUS, Scene
+
+_FLAGS: Mapping[Domain, str] = {
+    "cores": "--core_num",
+    "cpu": "--cpu_freq_level",
+    "gpu": "--gpu_freq_level",
+}
+_UNITS: Mapping[Domain, str] = {"cores": " cores", "cpu": " MHz CPU", "gpu": " MHz GPU"}
+
+
+@dataclass(frozen=True)
+class ClockFiles:
+    """Where clocks are set, and where what they were is kept; None is this user's place."""
+
+    root: Path = Path("/")
+    journal: Path | None = None
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """Under what an evaluation runs.
+
+    Attributes:
+        scene: when images come.
+        cores: CPU cores that stay online; None: as they are.
+        cpu_level: number of the CPU clock in the device's list, from 1, the slowest; None likewise.
+        gpu_level: of the GPU clock.
+        top: all cores, and all clocks at their top.
+        clocks: set on the device, or simulated by the hardware profile.
+        hardware: hardware profile that prices energy and simulated clocks.
+        files: where clocks are set.
+    """
+
+    scene: Scene = CONTINUOUS
+    cores: int | None = None
+    cpu_level: int | None = None
+    gpu_level: int | None = None
+    top: bool = False
+    clocks: Clocks = "device"
+    hardware: str = "auto"
+    files: ClockFiles = field(default_factory=ClockFiles)
+
+    @property
+    def sets(self) -> bool:
+        """Whether cores or clocks are asked for."""
+        return self.top or any(
+            value is not None for value in (self.cores, self.cpu_level, self.gpu_level)
+        )
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """What a flag of its own asks for."""
+        asked: Mapping[Domain, int | None] = {
+            "cores": self.cores, "cpu": self.cpu_level, "gpu": self.gpu_level,
+        }  # fmt: skip
+        return tuple(domain for domain, value in asked.items() if value is not None)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether time and energy are priced instead of measured."""
+        return self.clocks == "simulated" and (self.sets or self.scene.period_s is not None)
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is asked for that an evaluation does not do by itself."""
+        return self.sets or self.scene.period_s is not None
+
+
+NONE = Circumstances()
+
+
+@dataclass(frozen=True)
+class SetClocks:
+    """The clocks of an evaluation, found and checked.
+
+    Attributes:
+        actuators: what sets them; none where nothing is set.
+        values: what they are set to, by domain.
+        point: the operating point that they are for the device the network runs on.
+        model: prices it; None where the profile states no power.
+        source: ``simulated``, ``device``, or ``none`` where they are left as they are.
+        notes: what else there is to say, as sentences.
+    """
+
+    actuators: Mapping[Domain, Actuator]
+    values: Mapping[Domain, float]
+    point: Point
+    model: Dvfs | None
+    source: Literal["simulated", "device", "none"]
+    journal: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The clocks for people; empty where they are left as they are."""
+        if self.source == "none":
+            return ""
+        set_to = ", ".join(f"{value:g}{_UNITS[name]}" for name, value in self.values.items())
+        how = {
+            "simulated": "simulated: no clock is changed, time and energy are modelled",
+            "device": "set on the device, and put back afterwards",
+        }
+        return f"clocks {how[self.source]}{f' ({set_to})' if set_to else ''}"
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The clocks are set inside the block, and put back at its end.
+
+        Raises:
+            ClockError: they cannot be set, or could not be put back.
+        """
+        if self.source != "device":
+            yield
+            return
+        with ClockSession(self.actuators, journal=self.journal) as session:
+            session.apply(self.values)
+            yield
+
+    def prove(self) -> None:
+        """Set the clocks and put them back, before any work is done in vain.
+
+        Raises:
+            ClockError: they cannot be set; nothing stays changed.
+        """
+        with self.in_force():
+            pass
+
+
+def find_clocks(
+    asked: Circumstances, profile: Profile | None, device: str, threads: int
+) -> SetClocks:
+    """The cores and clocks that an evaluation on ``device`` asks for, checked.
+
+    Args:
+        profile: the hardware profile; None if none fits.
+        device: as torch writes it.
+        threads: CPU threads of the network.
+
+    Raises:
+        ExitbenchError: nothing sets or simulates them, there is no such level, or the profile that
+            simulates them states no power.
+    """
+    device_class: Literal["cpu", "gpu"] = "cpu" if device == "cpu" else "gpu"
+    if not asked.sets and not asked.simulated:
+        return SetClocks({}, {}, Point("as set", {}, 1.0), None, "none")
+    simulated = asked.simulated
+    found = _actuators(asked, profile, device)
+    values = _values(asked, found, device)
+    notes = _notes(values, device_class) if simulated else ()
+    point, model = _priced(profile, device_class, found, values, threads, simulated)
+    used = {domain: found[domain] for domain in values}
+    source: Literal["simulated", "device"] = "simulated" if simulated else "device"
+    return SetClocks(used, values, point, model, source, asked.files.journal, notes)
+
+
+def _actuators(
+    asked: Circumstances, profile: Profile | None, device: str
+) -> dict[Domain, Actuator]:
+    if asked.sets or not asked.simulated:
+        return find_actuators(
+            profile,
+            device,
+            simulated=asked.simulated,
+            needed=asked.domains,
+            root=asked.files.root,
+        )
+    return {}
+
+
+def _values(
+    asked: Circumstances, found: Mapping[Domain, Actuator], device: str
+) -> dict[Domain, float]:
+    """What each domain is set to."""
+    if asked.top:
+        return {name: found[name].levels()[-1] for name in _FLAGS if name in found}
+    values: dict[Domain, float] = {}
+    wanted: dict[Domain, int | None] = {"cpu": asked.cpu_level, "gpu": asked.gpu_level}
+    for domain, number in wanted.items():
+        if number is not None:
+            values[domain] = level(_needed(found, domain, device), number)
+    if asked.cores is not None:
+        if asked.simulated and "cores" not in found:
+            return values  # the threads are all that a simulation changes
+        actuator = _needed(found, "cores", device)
+        if asked.cores not in actuator.levels():
+            counts = ", ".join(f"{count:g}" for count in actuator.levels())
+            raise ClockError(
+                f"--core_num is {asked.cores}; {actuator.name} has these numbers: {counts}"
+            )
+        values["cores"] = asked.cores
+    return {name: values[name] for name in _FLAGS if name in values}
+
+
+def _needed(found: Mapping[Domain, Actuator], domain: Domain, device: str) -> Actuator:
+    if domain not in found:
+        raise ClockError(
+            f"{_FLAGS[domain]}: nothing sets this for a run on {device} here. What can be set: "
+            f"{', '.join(found) or 'nothing'}. Leave the flag out, or give --clocks simulated and "
+            "a --hardware that has such levels"
+        )
+    return found[domain]
+
+
+def _notes(values: Mapping[Domain, float], device_class: Domain) -> tuple[str, ...]:
+    apart: set[Domain] = {"cpu", "gpu", "cores"} - {device_class}
+    if device_class == "cpu":
+        apart.discard("cores")
+    flags = [_FLAGS[domain] for domain in _FLAGS if domain in apart and domain in values]
+    if not flags:
+        return ()
+    return (
+        f"{', '.join(flags)}: without effect on what is simulated; the network runs on the "
+        f"{device_class.upper()} and the model prices that alone",
+    )
+
+
+def _priced(
+    profile: Profile | None,
+    device_class: Domain,
+    found: Mapping[Domain, Actuator],
+    values: Mapping[Domain, float],
+    threads: int,
+    simulated: bool,
+) -> tuple[Point, Dvfs | None]:
+    """The operating point of the device that the network runs on, and what prices it."""
+    mhz = values.get(device_class)
+    point = Point("top clock", {}, 1.0)
+    if mhz is not None:
+        ratio = mhz / found[device_class].levels()[-1]
+        point = Point(f"{mhz:.10g} MHz", {device_class: mhz}, ratio)
+    busy = busy_share(threads) if device_class == "cpu" else 1.0
+    if profile is None:
+        if simulated:
+            raise ExitbenchError(
+                "clocks are simulated by a hardware profile, and none fits this machine; name one "
+                "with --hardware"
+            )
+        return point, None
+    try:
+        return point, dvfs_of(profile, device_class, busy=busy)
+    except ExitbenchError:
+        if simulated:
+            raise
+        return point, None
+
+
+def usable_cpus() -> int:
+    """How many logical CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def busy_share(threads: int) -> float:
+    """Share of the CPUs of this process that so many threads keep busy."""
+    return min(1.0, threads / usable_cpus())
