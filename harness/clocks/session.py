@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import ExitbenchError
-from .base import Actuator, ClockError, LeftChanged
+from .base import Actuator, ClockError, Domain, LeftChanged
 from .journal import Entry, Lock, journal_path, read_journal, remove_journal, write_journal
 from .signals import Signals
 from .sysfs import RESTORE, exact
@@ -36,7 +36,7 @@ class ClockSession:
 
     def __init__(
         self,
-        actuators: Mapping[str, Actuator],
+        actuators: Mapping[str, Actuator] | Mapping[Domain, Actuator],
         *,
         journal: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -48,10 +48,9 @@ class ClockSession:
             journal: where to keep what the clocks were; this user's place if None.
             clock: a monotonic clock in seconds.
         """
-        self._actuators = {
-            domain: actuators[domain]
-            for domain in sorted(actuators, key=lambda domain: (*_ORDER, domain).index(domain))
-        }
+        given: dict[str, Actuator] = dict(actuators.items())
+        order = sorted(given, key=lambda domain: (*_ORDER, domain).index(domain))
+        self._actuators = {domain: given[domain] for domain in order}
         self._journal = journal_path() if journal is None else Path(journal)
         self._clock = clock
         self._lock = Lock(self._journal)
@@ -103,7 +102,7 @@ class ClockSession:
             first = f"{error} Besides, " if isinstance(error, ExitbenchError) else ""
             raise ClockError(f"{first}{failure}") from error
 
-    def apply(self, values: Mapping[str, float]) -> float:
+    def apply(self, values: Mapping[str, float] | Mapping[Domain, float]) -> float:
         """Set these clocks, all or none, and return the seconds that it took.
 
         What is set so already costs nothing.
@@ -120,7 +119,7 @@ class ClockSession:
         if self._state == "ended":
             raise ClockError("the clocks were put back by a signal; this session has ended")
         start = self._clock()
-        wanted = self._to_change(values)
+        wanted = self._to_change(dict(values.items()))
         if not wanted:
             return 0.0
         with self._signals.held():
