@@ -16,7 +16,7 @@ from ..profiles.schema import Profile
 from .configs import GovernConfig
 from .contest import Arena, Winner, candidates, contest
 from .costs import CostTable, Prices
-from .dvfs_errors import model_error_words
+from .dvfs_errors import model_error_share, model_error_words
 from .governed import points_text
 from .governors import OperatingTable
 from .hardware import hardware_profile
@@ -279,6 +279,7 @@ def _entry(device: Device, priced: Mapping[str, Priced]) -> dict[str, Any]:
         "idle_source": first.idle_source,
         "model": "; ".join(dict.fromkeys(words)),
         "model_error": model_error_words() if modelled else "",
+        "model_error_share": model_error_share() if modelled else None,
         "claims": CLAIMS,
     }
 
