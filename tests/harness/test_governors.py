@@ -146,12 +146,12 @@ def test_fixed_takes_a_point_by_its_name_and_names_those_there_are():
     assert list(governed("fixed", two_points(), (1,), operating_point="500 MHz").points) == [
         "500 MHz"
     ]
-    with pytest.raises(ExitbenchError, match="'900 MHz'.*'500 MHz', '1000 MHz'"):
+    with pytest.raises(ExitbenchError, match=r"'900 MHz'.*'500 MHz', '1000 MHz'"):
         governed("fixed", two_points(), (1,), operating_point="900 MHz")
 
 
 def test_an_unknown_governor_is_refused_with_those_that_are_known():
-    with pytest.raises(ExitbenchError, match="ondemand.*race-to-idle"):
+    with pytest.raises(ExitbenchError, match=r"ondemand.*race-to-idle"):
         make_governor("ondemand", two_points(), outlook=CERTAIN)
 
 

@@ -185,6 +185,59 @@ def test_statistics_without_a_forecast_say_none_not_zero(trace):
     assert statistics.rows()[0]["mean_confidence"] is None
 
 
+class Told:
+    """A steer that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.words: list[tuple[str, int, int]] = []
+
+    def begin(self, first: int) -> None:
+        self.words.append(("begin", 0, first))
+
+    def forecast(self, exit: int, following: int) -> None:
+        self.words.append(("forecast", exit, following))
+
+    def end(self, exit: int) -> None:
+        self.words.append(("end", exit, 0))
+
+
+def test_a_steer_is_told_where_a_sample_is_bound_for_and_where_it_leaves(tmp_path):
+    """Exits 1 and 2 of three; the second sample is sent past them to the classifier."""
+    sure, unsure = [8.0, 0.0], [0.1, 0.0]
+    logits = np.array([[unsure, sure, sure, sure], [unsure, unsure, unsure, sure]], np.float32)
+    meta = TraceMeta(
+        "calibration", "fp32", 2, 3, 2, (1.0,), 1, "by hand", "", ("a", "b", "c", "classifier")
+    )
+    trace_logits(tmp_path / "t.npz", logits, np.zeros(2, np.int64), np.arange(2), meta)
+    trace = Trace(tmp_path / "t.npz")
+    limit = np.full(3, 0.9, np.float32)
+    classic, jumping = EveryExit(limit, 1), Predictive(limit, 2, ConstantPredictor(7))
+
+    def told(policy: Policy, samples: list[int]) -> list[tuple[str, int, int]]:
+        steer = Told()
+        walk(policy, TraceSource(trace, "softmax", np.array(samples, np.int64)), steer=steer)
+        return steer.words
+
+    assert told(classic, [0]) == [("begin", 0, 1), ("forecast", 1, 2), ("end", 2, 0)]
+    assert told(jumping, [1]) == [("begin", 0, 2), ("forecast", 2, 4), ("end", 4, 0)]
+    assert told(Full(3), [0]) == [("begin", 0, 4), ("end", 4, 0)]
+    # Of several samples the one that goes farthest counts, and the last one ends it.
+    assert told(classic, [0, 1]) == [
+        ("begin", 0, 1), ("forecast", 1, 2), ("forecast", 2, 3), ("forecast", 3, 4), ("end", 4, 0),
+    ]  # fmt: skip
+    assert told(classic, []) == []
+
+
+@given(setting=settings_of_policies)
+@settings(max_examples=30, deadline=None)
+def test_no_decision_depends_on_a_steer(trace, setting):
+    policy = make_policy(setting, EXITS, thresholds(trace), trace, truth_of=trace)
+    free = walk(policy, TraceSource(trace, setting.criterion))
+    steered = walk(policy, TraceSource(trace, setting.criterion), steer=Told())
+    for name in ("exit_at", "label", "checks", "forecasts"):
+        assert (getattr(free, name) == getattr(steered, name)).all()
+
+
 # --- the live network -------------------------------------------------------------------------
 
 
