@@ -105,7 +105,10 @@ def between(before: Idle, after: Idle) -> Idle:
     if before.power_w is None or after.power_w is None:
         return after if before.power_w is None else before
     mean_w = (before.power_w + after.power_w) / 2
-    ends = [end for each in (before, after) for end in each.interval_w or (each.power_w,)]
+    ends = [
+        *(before.interval_w or (before.power_w,)),
+        *(after.interval_w or (after.power_w,)),
+    ]
     notes = [note for note in (before.note, after.note) if note]
     change = (after.power_w - before.power_w) / before.power_w if before.power_w else 0.0
     if abs(change) > _DRIFT:

@@ -13,7 +13,7 @@ a request; that single requests differ does not change the means, as long as the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,7 @@ def scenario_rows(
 
 
 def _row(
-    chosen: Mapping[str, Any],
+    chosen: pd.Series,
     scene: str,
     period_ms: float | None,
     cost: SceneCost,

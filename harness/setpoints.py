@@ -55,7 +55,7 @@ class SetPoints:
     points: tuple[SetPoint, ...]
     actuators: Mapping[Any, Actuator]
     journal: Path | None = None
-    settle_s: float = SETTLE_S
+    sleep: Callable[[float], None] = time.sleep
 
     @contextmanager
     def session(self) -> Iterator[Callable[[SetPoint], None]]:
@@ -68,7 +68,7 @@ class SetPoints:
 
             def set_point(point: SetPoint) -> None:
                 clocks.apply(point.clock_mhz)
-                time.sleep(self.settle_s)
+                self.sleep(SETTLE_S)
 
             yield set_point
 
@@ -203,6 +203,6 @@ def _at_power(row: Mapping[str, Any], factor: float | None) -> dict[str, Any]:
         for name in (*_ENERGIES, *(n for n in _OF_WHOLE if n in row))
     }
     gross_mj = scaled["energy_mj"]
-    known = gross_mj is not None and idle_mj is not None
+    net_mj = None if gross_mj is None or idle_mj is None else gross_mj - idle_mj
     sources = dict.fromkeys(_SOURCES, "unavailable") if factor is None else {}
-    return {**row, **scaled, **sources, "net_energy_mj": gross_mj - idle_mj if known else None}
+    return {**row, **scaled, **sources, "net_energy_mj": net_mj}

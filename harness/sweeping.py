@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -15,6 +15,7 @@ from .costs import CostTable, Prices
 from .errors import ExitbenchError
 from .files import write_text
 from .judging import judge, tables
+from .meters.base import Source
 from .options import to_plain
 from .rundir import RunDirectory, time_now
 from .scenarios import scenario_rows
@@ -169,7 +170,8 @@ def _write_scenarios(
     """What the chosen settings cost per request and hour; no file where none can be told."""
     hardware = directory.manifest.get("hardware", {})
     idle_w = hardware.get("idle_w")
-    source = "unavailable" if idle_w is None else hardware.get("idle_source", "unavailable")
+    told = hardware.get("idle_source")
+    source: Source = told if idle_w is not None and told in get_args(Source) else "unavailable"
     rows = scenario_rows(chosen, periods_ms, idle_w, source)
     if not rows:
         directory.scenarios.unlink(missing_ok=True)
