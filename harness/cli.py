@@ -90,7 +90,10 @@ def _named(name: str, config: type[Any]) -> Any:
 
 _Action = (
     Annotated[configs.HardwareListConfig, _named("list", configs.HardwareListConfig)]
-    | Annotated[configs.HardwareShowConfig, _named("show", configs.HardwareShowConfig)]
+    | Annotated[
+        tyro.conf.PositionalRequiredArgs[configs.HardwareShowConfig],
+        _named("show", configs.HardwareShowConfig),
+    ]
     | Annotated[configs.HardwareDetectConfig, _named("detect", configs.HardwareDetectConfig)]
     | Annotated[
         configs.HardwareCalibrateConfig, _named("calibrate", configs.HardwareCalibrateConfig)
@@ -103,7 +106,7 @@ _Action = (
 class _Hardware:
     """Show hardware profiles and this machine, measure it, and put changed clocks back."""
 
-    action: tyro.conf.PositionalRequiredArgs[_Action]
+    action: _Action
 
 
 def main(argv: Sequence[str] | None = None) -> int:

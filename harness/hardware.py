@@ -11,14 +11,22 @@ from types import ModuleType
 from ..profiles.detect import Machine, detect, fits_of
 from ..profiles.loading import list_profiles, load_profile
 from ..profiles.nvml import Gpu, open_nvml
-from ..profiles.schema import ClockDomain, Figure, Levels, Profile
+from ..profiles.schema import RAIL_PARTS, ClockDomain, Figure, Levels, Profile
 from .configs import HardwareDetectConfig, HardwareListConfig, HardwareShowConfig
 from .meters.base import Meter, Unavailable, minimum_window_s
 from .meters.choose import choose_meter, cuda_index, torch_uuid
+from .meters.ina3221 import find_ina3221
 from .meters.nvidia import card_meter, locate
 from .meters.rapl import find_rapl
 
 Say = Callable[[str], None]
+
+_OF_A_POINT = ("cores", "gpu_units", "power_w", "idle_w", "time_factor")
+_TABLES = {
+    "Peaks": "peaks",
+    "Power and time over the clocks": "dvfs",
+    "What a network reaches of the peaks": "model",
+}
 
 
 @dataclass(frozen=True)
@@ -130,38 +138,64 @@ def profile_lines(profile: Profile) -> Iterator[str]:
             f"{key} is {' or '.join(values)}" for key, values in rule.patterns.items()
         )
         yield f"  {wanted} [{rule.source}]"
+    yield from _sensor_lines(profile)
     for device, power in profile.power.items():
         yield f"Power while the {device.upper()} runs a network (covers: {power.covers})"
         yield from _figures({"idle_w": power.idle_w, "active_w": power.active_w})
     for domain, clock in profile.clocks.items():
         yield f"Clock of the {domain}"
-        yield from _figures(_clock_figures(clock))
+        yield from _clock_lines(clock)
+    if profile.cores is not None:
+        yield f"CPU cores that can be online (set by: {profile.cores.actuator})"
+        yield from _figures({"counts": profile.cores.counts})
     if profile.operating_points:
         yield "Operating points"
     for point in profile.operating_points:
         clocks = ", ".join(f"{domain} {mhz:g} MHz" for domain, mhz in point.clock_mhz.items())
         yield f"  {point.name}: {clocks} {_source(point.source, point.assumption)}"
-    for device, peaks in profile.peaks.items():
-        yield f"Peaks of the {device.upper()}"
-        yield from _figures(peaks)
+        yield from _figures({key: getattr(point, key) for key in _OF_A_POINT}, "    ")
+    for title, tables in _TABLES.items():
+        for device, figures in getattr(profile, tables).items():
+            yield f"{title} of the {device.upper()}"
+            yield from _figures(figures)
 
 
-def _clock_figures(clock: ClockDomain) -> dict[str, Figure | Levels | None]:
-    return {
-        "levels_mhz": clock.levels_mhz,
-        "min_mhz": clock.min_mhz,
-        "max_mhz": clock.max_mhz,
-        "step_mhz": clock.step_mhz,
-    }
+def _sensor_lines(profile: Profile) -> Iterator[str]:
+    if profile.meters:
+        yield "Meters, the preferred first"
+        yield f"  {', '.join(profile.meters)}"
+    if profile.rails is not None:
+        yield f"Rails of the power sensors [{profile.rails.source}]"
+        for part in ("total", *RAIL_PARTS):
+            names = getattr(profile.rails, part)
+            if names:
+                yield f"  {part} = {' + '.join(names)}"
 
 
-def _figures(figures: Mapping[str, Figure | Levels | None]) -> Iterator[str]:
+def _clock_lines(clock: ClockDomain) -> Iterator[str]:
+    yield from _figures(
+        {
+            "levels_mhz": clock.levels_mhz,
+            "voltage_mv": clock.voltage_mv,
+            "min_mhz": clock.min_mhz,
+            "max_mhz": clock.max_mhz,
+            "step_mhz": clock.step_mhz,
+            "switch_ms": clock.switch_ms,
+        }
+    )
+    if clock.actuator is not None:
+        yield f"  set by: {clock.actuator} [{clock.actuator_source}]"
+    if clock.nodes:
+        yield f"  nodes: {', '.join(clock.nodes)}"
+
+
+def _figures(figures: Mapping[str, Figure | Levels | None], indent: str = "  ") -> Iterator[str]:
     for key, figure in figures.items():
         if figure is None:
             continue
         values = figure.value if isinstance(figure, Levels) else (figure.value,)
         shown = ", ".join(f"{value:.10g}" for value in values)
-        yield f"  {key} = {shown} {_source(figure.source, figure.assumption)}"
+        yield f"{indent}{key} = {shown} {_source(figure.source, figure.assumption)}"
 
 
 def _source(source: str, assumption: bool) -> str:
@@ -185,7 +219,9 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
 
 def _meter_lines(machine: Machine, root: Path, nvml: ModuleType | None) -> Iterator[str]:
     opened = open_nvml(nvml)
-    found: list[Meter | Unavailable] = [find_rapl(root)]
+    best = next(iter(machine.fits), None)
+    sensors = find_ina3221(None if best is None else best.profile, root)
+    found: list[Meter | Unavailable] = [find_rapl(root), sensors]
     found += [card_meter(opened, gpu) for gpu in machine.gpus]
     yield "Meters"
     for meter in found:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +22,11 @@ from exitbench.harness.hardware import (
     run_hardware_show,
 )
 from exitbench.profiles.detect import Machine, fits_of
+from exitbench.profiles.loading import list_profiles, load_profile
 from exitbench.profiles.nvml import Gpu
 from fake_machine import Card, fake_nvml
+
+SOURCE = re.compile(r'source = "((?:[^"\\]|\\.)*)"')
 
 
 def untold(index: int) -> None:
@@ -47,7 +52,7 @@ def detected(root: Path, nvml: ModuleType) -> str:
 def test_the_list_has_a_line_for_each_shipped_profile() -> None:
     lines: list[str] = []
     run_hardware_list(HardwareListConfig(), lines.append)
-    assert [line.split()[0] for line in lines] == ["generic-x86", "jetson-tx2", "nvidia-h200"]
+    assert [line.split()[0] for line in lines] == list(list_profiles())
 
 
 def test_show_gives_each_figure_with_its_unit_and_source_and_marks_assumptions() -> None:
@@ -58,6 +63,27 @@ def test_show_gives_each_figure_with_its_unit_and_source_and_marks_assumptions()
     assert "active_w = 11 [assumption: " in text
     assert "levels_mhz = 114.75, 216.75" in text
     assert "MAXN: cpu 2035.2 MHz, gpu 1300.5 MHz" in text
+    assert "ina3221, external, modelled" in text
+    assert "total = VDD_IN" in text
+    assert "set by: devfreq [" in text
+    assert "nodes: 17000000.gp10b, *.gp10b" in text
+    assert "switch_ms = 5 [assumption: as an Orin" in text
+    assert "counts = 1, 2, 3, 4, 5, 6 [" in text
+    assert "    cores = 4 [nvpmodel.conf, mode 1" in text
+    assert "Power and time over the clocks of the GPU" in text
+    assert "memory_w = 1.3 [assumption: " in text
+    assert "efficiency = 0.5 [assumption: " in text
+
+
+@pytest.mark.parametrize("name", list_profiles())
+def test_show_leaves_no_figure_of_a_profile_out(name: str) -> None:
+    lines: list[str] = []
+    run_hardware_show(HardwareShowConfig(name), lines.append)
+    text = "\n".join(lines)
+    raw = load_profile(name).path.read_text(encoding="utf-8")
+    sources = [json.loads(f'"{found}"') for found in SOURCE.findall(raw)]
+    assert len(sources) > 5
+    assert [source for source in sources if source not in text] == []
 
 
 def test_show_of_an_unknown_name_is_an_error_for_the_user() -> None:
@@ -71,6 +97,7 @@ def test_detect_says_cpu_memory_meters_and_profile_with_reasons(tmp_path: Path) 
     assert "Memory  8.0 GiB" in text
     assert "GPU     none: NVML does not start: Driver Not Loaded" in text
     assert "RAPL energy counters: not usable" in text
+    assert "INA3221 power sensors: not usable: this machine has no INA3221" in text
     assert "NVML energy counter: not usable" in text
     assert "on cpu: CPU energy is" in text
 
