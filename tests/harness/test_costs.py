@@ -162,6 +162,32 @@ def test_a_setting_that_is_not_there_names_those_that_are(wanted: tuple[Any, ...
         CostTable.from_rows(rows()).select(*wanted)
 
 
+def test_a_latency_is_as_trustworthy_as_its_weakest_row_and_measured_unless_it_says_more() -> None:
+    assert CostTable.from_rows(rows()).select().latency_source == "measured"
+    told = [row | {"latency_source": "measured"} for row in rows()]
+    told[1]["latency_source"] = "modelled"
+    prices = CostTable.from_rows(told).select()
+    assert prices.latency_source == "modelled"
+    assert prices.latency_source_of(1.0) == "modelled"
+    assert prices.latency_source_of(float("nan")) == "unavailable"
+    without = CostTable.from_rows(rows(latency_ms=None)).select()
+    assert without.latency_source == "unavailable"
+
+
+def test_net_energy_is_priced_like_gross_and_may_be_negative(tmp_path: Path) -> None:
+    table = CostTable.from_rows(
+        rows(energy_mj=2.0, energy_source="measured", net_energy_mj=-0.5, energy_uncertainty_mj=0.1)
+    )
+    table.write(tmp_path / "cost.csv")
+    prices = CostTable.read(tmp_path / "cost.csv").select()
+    paid = prices.price(
+        segments=np.array([1, 0]), heads=np.array([1]), forecasts=np.array([0]), classifier=0,
+        samples=1,
+    )  # fmt: skip
+    assert (paid["energy_mj"], paid["net_energy_mj"]) == (4.0, -1.0)
+    assert np.isnan(CostTable.from_rows(rows()).select().segments["net_energy_mj"]).all()
+
+
 HEADER = "kind,index,macs,latency_ms,energy_mj,energy_source\n"
 
 
@@ -197,6 +223,22 @@ HEADER = "kind,index,macs,latency_ms,energy_mj,energy_source\n"
         (HAND.replace("classifier,3,5,0.0625,0.5,measured\n", ""), "classifier 3 missing"),
         (HEADER + "head,1,2,,,\n", "no segments"),
         ("kind,index,macs,precision\nsegment,1,2,fp16\n", "precision is 'fp16'; allowed are fp32"),
+        (
+            "kind,index,macs,latency_ms,latency_source\nsegment,1,2,,measured\n",
+            "latency_source is 'measured' but latency_ms is empty",
+        ),
+        (
+            "kind,index,macs,latency_ms,latency_source\nsegment,1,2,1,unavailable\n",
+            "latency_ms is 1 but latency_source is unavailable",
+        ),
+        (
+            "kind,index,macs,net_energy_mj\nsegment,1,2,-1\n",
+            "net_energy_mj is -1 but energy_mj is empty",
+        ),
+        (
+            "kind,index,macs,energy_uncertainty_mj\nsegment,1,2,-1\n",
+            "energy_uncertainty_mj is -1; it must be 0 or more",
+        ),
         (
             "kind,index,macs,latency_ms,latency_low_ms\nsegment,1,2,1,3\n",
             "latency_ms lies outside its interval",

@@ -46,10 +46,7 @@ def test_windows_of_a_slow_counter_are_as_wide_as_it_needs() -> None:
 
 
 def test_a_modelled_meter_takes_the_profiles_idle_power_without_waiting() -> None:
-    class Modelled(ModelledMeter):
-        idle_w = 4.0
-
-    meter = Modelled("power", "cpu", 20.0, True, time.perf_counter)
+    meter = ModelledMeter("power", "cpu", 20.0, True, time.perf_counter, idle_w=4.0)
 
     def sleep(seconds: float) -> None:
         raise AssertionError(f"waited {seconds} s")

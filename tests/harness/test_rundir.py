@@ -129,6 +129,25 @@ def test_measurements_are_read_as_they_were_written(directory: RunDirectory) -> 
     assert directory.read_measurements() == [FIRST, SECOND]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scene", "periodic"), ("period_ms", 100.0), ("governor", "deadline"),
+        ("operating_point", "800 MHz"), ("deadline_ms", 20.0), ("clocks", "device"),
+    ],
+)  # fmt: skip
+def test_a_setting_run_in_another_scene_or_by_another_governor_stands_beside_it(
+    directory: RunDirectory, name: str, value: object
+) -> None:
+    directory.append_measurement(FIRST)
+    other = {**FIRST, name: value}
+    directory.append_measurement(other)
+    assert directory.read_measurements() == [FIRST, other]
+    again = {**other, "latency_ms": 9.0}
+    directory.append_measurement(again)
+    assert directory.read_measurements() == [FIRST, again]
+
+
 @pytest.mark.parametrize("cut", range(1, 8))
 def test_a_last_line_that_was_cut_short_is_measured_again(
     directory: RunDirectory, cut: int
