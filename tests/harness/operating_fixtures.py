@@ -55,12 +55,9 @@ def tables(draw: st.DrawFn) -> OperatingTable:
         power_w = draw(st.floats(0.5, 20.0))
         joules = [seconds * power_w for seconds in parts]
         # Drawn from the top down: each point is slower than the one before it.
-        points.append(
-            PointCosts(
-                f"p{index}", {"cpu": 1000.0 / (1 + index)}, 1 / (1 + index),
-                *parts[:3], float(parts[3][0]), *joules[:3], float(joules[3][0]),
-            )  # fmt: skip
-        )
+        clock = 1 / (1 + index)
+        seconds, energy = ((*each[:3], float(each[3][0])) for each in (parts, joules))
+        points.append(PointCosts(f"p{index}", {"cpu": 1e3 * clock}, clock, *seconds, *energy))
         parts = [seconds * draw(st.floats(1.0, 2.5)) for seconds in parts]
     return OperatingTable(
         tuple(reversed(points)), draw(st.floats(0.0, 5.0)), draw(st.floats(0.0, 2.0))
