@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exitbench.harness.costs import CostTable
+from exitbench.harness.energy import Energies, UnitEnergy
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.meters.modelled import ModelledMeter
 from exitbench.harness.profiler import Profile, _count_columns, profile
@@ -147,6 +148,54 @@ def test_modelled_energy_is_power_times_latency() -> None:
         20.0 * result.whole["residue_latency_ms"], rel=1e-6, abs=1e-9
     )
     assert CostTable.from_rows(result.rows).select().energy_source == "modelled"
+
+
+def unit_energies(whole_j: float, part_j: float, unsure_j: float | None) -> dict[str, UnitEnergy]:
+    """Measured energies of a network with one exit: two segments, a classifier, the whole."""
+    parts = ("segment 1", "segment 2", "classifier 2", "head 1")
+    joules = {name: part_j for name in parts} | {"whole": whole_j}
+    return {
+        name: UnitEnergy(value, uncertainty_j=unsure_j, source="measured")
+        for name, value in joules.items()
+    }
+
+
+def residue_of(
+    monkeypatch: pytest.MonkeyPatch, whole_j: float, part_j: float, unsure_j: float | None
+) -> Profile:
+    """A profile whose energies are these; latencies are real."""
+    found = Energies(unit_energies(whole_j, part_j, unsure_j))
+    monkeypatch.setattr("exitbench.harness.profiler.measure_energy", lambda *a, **k: found)
+    network, prepared, inputs = small(vgg19, 1, exits=(2,))
+    meter = ModelledMeter("any", "cpu", 20.0, True, time.perf_counter)
+    return profile(prepared, network.counts(), inputs, None, QUICK, meter)
+
+
+def test_a_residue_beyond_what_the_uncertainties_explain_is_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 3 x 2 J of parts, 7 J of the whole, each 0.1 J unsure: 1 J of residue, 0.4 J explained
+    result = residue_of(monkeypatch, 7.0, 2.0, 0.1)
+    assert result.whole["residue_energy_mj"] == pytest.approx(1000.0)
+    assert result.whole["residue_energy_share"] == pytest.approx(1 / 7)
+    assert result.whole["residue_energy_explained_mj"] == pytest.approx(400.0)
+    noted = [note for note in result.notes if "residue" in note]
+    assert len(noted) == 1
+    assert "+1e+03 mJ (+14.3%) is more than the 400 mJ" in noted[0]
+
+
+def test_a_residue_within_the_uncertainties_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = residue_of(monkeypatch, 7.0, 2.0, 0.3)
+    assert result.whole["residue_energy_explained_mj"] == pytest.approx(1200.0)
+    assert not [note for note in result.notes if "residue" in note]
+
+
+def test_what_a_residue_means_is_not_known_where_an_uncertainty_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = residue_of(monkeypatch, 7.0, 2.0, None)
+    assert result.whole["residue_energy_explained_mj"] is None
+    assert not [note for note in result.notes if "residue" in note]
 
 
 def test_targets_that_were_missed_are_told_by_name() -> None:

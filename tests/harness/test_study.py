@@ -83,6 +83,48 @@ def test_the_manifest_says_what_was_done_with_what(finished: Path, inputs: Input
     assert manifest["checksums"] == {name: sha256(finished / name) for name in written}
 
 
+def test_scenes_are_priced_for_every_role(finished: Path) -> None:
+    rows = pd.read_csv(finished / "scenarios.csv")
+    chosen = pd.read_csv(finished / "comparison.csv")
+    assert list(rows.role.unique()) == list(chosen.role.unique())
+    assert len(rows) == len(chosen) * 3
+    assert set(rows.period_ms.dropna()) == {100.0, 1000.0}
+    full = rows[(rows.role == "full") & (rows.period_ms == 1000)].iloc[0]
+    idle_w = RunDirectory(finished).manifest["hardware"]["idle_w"]
+    busy_mj = chosen[chosen.role == "full"].iloc[0].energy_mj
+    idle_mj = idle_w * (1000 - full.latency_ms)
+    # the file keeps nine digits
+    assert full.energy_per_request_mj == pytest.approx(busy_mj + idle_mj, rel=1e-6)
+    assert full.energy_per_hour_j == pytest.approx(3.6 * full.energy_per_request_mj, rel=1e-6)
+
+
+def test_hardware_without_clocks_is_left_out_of_governing_and_said(
+    finished: Path, inputs: Inputs, tmp_path: Path, checkout: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    text = (checkout / "profiles/generic-x86.toml").read_text()
+    bare = tmp_path / "bare.toml"
+    lines, kept = text.splitlines(), True
+    with bare.open("w") as handle:
+        for line in lines:
+            if line.startswith("["):
+                kept = not line.startswith(("[clocks", "[[operating_points", "[dvfs"))
+            if kept:
+                handle.write(line + "\n")
+    said = Said()
+    study(study_config(inputs.vgg, run, govern=("auto", str(bare))), said)
+    assert len(said.starting(f"govern {bare}: left out: ")) == 1
+
+
+def test_a_wrong_name_of_hardware_to_govern_is_refused_before_anything_is_done(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    message = refused(study, study_config(inputs.vgg, run, govern=("jetson-tx3",)), silent)
+    assert "jetson-tx3" in message
+    assert not run.exists()
+
+
 def test_a_study_can_be_repeated_from_its_manifest(finished: Path, inputs: Inputs) -> None:
     config = read_options(finished / "manifest.json", StudyConfig, "study")
     assert config == study_config(inputs.vgg, finished)
