@@ -162,16 +162,16 @@ def _finders(
 def order_of(profile: Profile | None, device_class: str) -> tuple[str, ...]:
     """Names of the meters of a device class in the order they are tried.
 
-    Those that the profile names, then those that it does not name, power by the profile the last;
-    where the profile puts that first, nothing else is tried.
+    Those that the profile names, then those that it does not name, and power by the profile as the
+    last. What the profile names after that is not tried; where it names that first, nothing else.
     """
-    fitting = [*MEASURED_OF[device_class], MODELLED]
-    named = [name for name in (profile.meters if profile else ()) if name in fitting]
-    if named[:1] == [MODELLED]:
+    named = profile.meters if profile is not None else ()
+    if named[:1] == (MODELLED,):
         return (MODELLED,)
-    before = named[: named.index(MODELLED)] if MODELLED in named else named
-    others = [name for name in fitting if name not in before and name != MODELLED]
-    return (*before, *others, MODELLED)
+    fitting = MEASURED_OF[device_class]
+    wanted = named[: named.index(MODELLED)] if MODELLED in named else named
+    listed = [name for name in wanted if name in fitting]
+    return (*listed, *(name for name in fitting if name not in named), MODELLED)
 
 
 def _own(

@@ -31,6 +31,7 @@ MOST_READS = 20_000
 # A counter read twice in quick succession may catch one whole update between the reads.
 _SLACK_S = 1.0
 _PAUSE_SHARE = 0.05  # of the time since the last tick: every period takes as many reads
+_SURE_SHARE = 0.7  # of the shortest time between ticks so far, in which none is awaited
 _UPDATES, _FEW_UPDATES = 20, 4
 _ENOUGH_S, _PATIENCE_S = 2.0, 6.0
 _ALIKE = 0.25  # a tick that comes this much late is one that was missed
@@ -158,10 +159,19 @@ def find_period(counter: Counter, clock: Clock, sleep: Sleep) -> Period | None:
         enough = len(ticks) > _FEW_UPDATES and waited_s > _ENOUGH_S
         if len(ticks) > _UPDATES or enough or waited_s > _PATIENCE_S:
             break
-        sleep(min(max(_PAUSE_SHARE * (clock() - changed_s), SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
+        pause_s = _pause_s(ticks, clock() - changed_s)
+        sleep(max(min(pause_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S, stamp.end_s - stamp.begin_s))
     if len(ticks) < 2:
         return None
     return Period(_between(ticks), _resolution(steps) * counter.unit_j)
+
+
+def _pause_s(ticks: Sequence[float], since_s: float) -> float:
+    """How long to wait before the next look at a counter that last ticked ``since_s`` ago."""
+    if len(ticks) < 2:
+        return _PAUSE_SHARE * since_s
+    shortest_s = min(later - earlier for earlier, later in pairwise(ticks))
+    return max(_SURE_SHARE * shortest_s - since_s, _PAUSE_SHARE * shortest_s)
 
 
 def _between(ticks: Sequence[float]) -> float:

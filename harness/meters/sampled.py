@@ -74,7 +74,7 @@ class Sampler:
         self.spent_s = 0.0
         self.samples: list[Sample] = []
         self.faults: list[tuple[float, str]] = []
-        self._look, self._most_share, self._threaded = look, most_share, threaded
+        self.look, self._most_share, self._threaded = look, most_share, threaded
         self._reading, self._keeping = threading.Lock(), threading.Lock()
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self._wake: threading.Event | None = None
@@ -84,7 +84,7 @@ class Sampler:
         with self._reading:
             begin_s = self.clock()
             try:
-                watts, state = self._look()
+                watts, state = self.look()
             except Unreadable as error:
                 self.faults.append((begin_s, str(error)))
             else:

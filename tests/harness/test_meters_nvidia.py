@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import pytest
-from exitbench.harness.meters.base import Unavailable, minimum_window_s
+from exitbench.harness.meters.base import Reading, Unavailable, minimum_window_s
 from exitbench.harness.meters.choose import choose_meter
 from exitbench.harness.meters.nvidia import NvidiaMeter, find_nvidia, locate
-from exitbench.profiles.nvml import Gpu, open_nvml
-from fake_machine import Card, Clock, fake_nvml
+from exitbench.harness.meters.sampled import Sampler
+from exitbench.profiles.nvml import Gpu, list_gpus, open_nvml
+from fake_machine import Card, Clock, Load, Ticking, fake_nvml
 
 
 def found(
@@ -20,13 +23,38 @@ def found(
     return find_nvidia(open_nvml(library), index, environ, uuid=uuid, clock=Clock(0.01))
 
 
-def usable(card: Card) -> tuple[NvidiaMeter, Clock]:
-    """The meter of one card whose counter stands still once its period is known."""
-    clock = Clock(0.01)
-    meter = find_nvidia(open_nvml(fake_nvml(card)), 0, {}, clock=clock)
-    assert isinstance(meter, NvidiaMeter)
-    card.step_mj = 0
-    return meter, clock
+@dataclass
+class Bench:
+    """One card under a known load, its meter, and the clock."""
+
+    card: Card
+    meter: NvidiaMeter
+    clock: Clock
+
+    @property
+    def counter(self) -> Ticking:
+        assert isinstance(self.card.counter, Ticking)
+        return self.card.counter
+
+    def reading(self, seconds: float) -> Reading:
+        """A window of so long, in which the card is looked at as the thread would."""
+        window = self.meter.open()
+        self.clock.sleep(seconds)
+        return window.close()
+
+
+def usable(card: Card, watts: float = 300.0, without: tuple[str, ...] = ()) -> Bench:
+    """A card whose counter follows a load of so many watts in steps of 20 ms."""
+    clock = Clock()
+    card.counter = Ticking(clock, Load((0, watts)), 0.02, 1e-3)
+    opened = open_nvml(fake_nvml(card, without=without))
+    meter = find_nvidia(opened, 0, {}, clock=clock, sleep=clock.sleep)
+    assert isinstance(meter, NvidiaMeter), meter
+    # The looks of the thread come by the fake clock instead.
+    sampler = meter.card.sampler
+    meter.card.sampler = Sampler(sampler.look, sampler.period_s, clock, threaded=False)
+    clock.every(sampler.period_s, meter.card.sampler.sample)
+    return Bench(card, meter, clock)
 
 
 def cards(*uuids: str, names: tuple[str, ...] = ()) -> list[Gpu]:
@@ -35,71 +63,163 @@ def cards(*uuids: str, names: tuple[str, ...] = ()) -> list[Gpu]:
 
 
 def test_millijoules_of_the_counter_become_joules() -> None:
-    card = Card()
-    meter, clock = usable(card)
-    assert meter.update_period_s == pytest.approx(0.01, rel=1e-6)
-    window = meter.open()
-    clock.now_s += 2
-    assert card.energy_mj is not None
-    card.energy_mj += 350_000
-    reading = window.close()
-    assert reading.joules == {"gpu": pytest.approx(350.0)}
+    bench = usable(Card())
+    # Polling sees each tick up to a twentieth late.
+    assert bench.meter.update_period_s == pytest.approx(0.02, rel=0.02)
+    reading = bench.reading(2)
+    assert reading.joules == {"gpu": pytest.approx(600.0, rel=1e-3)}
     assert (reading.gpu_source, reading.note) == ("measured", "")
     assert reading.total_j == reading.gpu_j
+    # One update of 20 ms at the end, a twentieth of one at the start.
+    assert 0 < reading.uncertainty_j["gpu"] < 1.1 * 300 * 0.02
 
 
 def test_nested_windows_do_not_disturb_each_other() -> None:
-    card = Card(energy_mj=0)
-    meter, clock = usable(card)
-
-    def work() -> None:
-        clock.now_s += 2
-        assert card.energy_mj is not None
-        card.energy_mj += 1000
-
-    outer = meter.open()
-    work()
-    inner = meter.open()
-    work()
-    assert inner.close().gpu_j == pytest.approx(1.0)
-    work()
-    assert outer.close().gpu_j == pytest.approx(3.0)
+    bench = usable(Card(), watts=1.0)
+    outer = bench.meter.open()
+    bench.clock.sleep(2)
+    inner = bench.meter.open()
+    bench.clock.sleep(2)
+    assert inner.close().gpu_j == pytest.approx(2.0, rel=2e-3)
+    bench.clock.sleep(2)
+    # Closing and opening the inner window took an update each, of 300.
+    assert outer.close().gpu_j == pytest.approx(6.0, rel=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("moved_mj", "seconds", "note"),
-    [
-        (1000, 0.1, "too short"),
-        (0, 5, "did not move"),
-        (-500, 5, "went backwards"),
-    ],
-)
-def test_what_cannot_be_resolved_is_none_with_a_note(
-    moved_mj: int, seconds: float, note: str
-) -> None:
-    card = Card(energy_mj=10_000)
-    meter, clock = usable(card)
-    window = meter.open()
-    clock.now_s += seconds
-    assert card.energy_mj is not None
-    card.energy_mj += moved_mj
-    reading = window.close()
+def test_a_window_that_is_too_short_is_none_with_a_note() -> None:
+    reading = usable(Card()).reading(0.1)
     assert reading.joules == {"gpu": None}
     assert reading.gpu_source == "unavailable"
-    assert note in reading.note
+    assert reading.uncertainty_j == {}
+    assert "too short" in reading.note
 
 
 @pytest.mark.parametrize("when", ["before", "within"])
 def test_a_card_lost_leaves_the_window_unresolved(when: str) -> None:
-    card = Card()
-    meter, clock = usable(card)
-    card.lost = when == "before"
-    window = meter.open()
-    clock.now_s += 5
-    card.lost = True
+    bench = usable(Card())
+    bench.card.lost = when == "before"
+    window = bench.meter.open()
+    bench.clock.sleep(5)
+    bench.card.lost = True
     reading = window.close()
     assert reading.gpu_j is None
     assert "GPU is lost" in reading.note
+
+
+def test_clocks_temperature_and_company_are_logged() -> None:
+    card = Card(sm_mhz=1980, memory_mhz=3201, temperature_c=61, reasons=0x1, others=())
+    reading = usable(card).reading(2)
+    assert reading.conditions == {
+        "gpu_sm_mhz": 1980,
+        "gpu_sm_mhz_lowest": 1980,
+        "gpu_memory_mhz": 3201,
+        "gpu_memory_mhz_lowest": 3201,
+        "gpu_temperature_c": 61,
+        "gpu_throttle": [],
+        "gpu_other_processes": [],
+        "gpu_power_check": "its power is not checked: the driver has no instant power, only an "
+        "average",
+    }
+    assert reading.flags == ()
+
+
+def test_a_card_throttled_in_the_middle_of_a_window_is_flagged() -> None:
+    bench = usable(Card(reasons=0x1))
+    window = bench.meter.open()
+    bench.clock.sleep(2)
+    bench.card.reasons = 0x4
+    bench.clock.sleep(1)
+    bench.card.reasons = 0x1
+    bench.clock.sleep(2)
+    reading = window.close()
+    assert reading.gpu_j == pytest.approx(1500, rel=1e-3)
+    (flag,) = reading.flags
+    assert flag.startswith("GPU 0 was throttled (software power cap) at 4 of ")
+    assert reading.conditions["gpu_throttle"] == ["software power cap"]
+
+
+def test_this_process_on_the_card_is_no_company_and_another_is() -> None:
+    alone = usable(Card(others=(os.getpid(),))).reading(2)
+    assert (alone.flags, alone.conditions["gpu_other_processes"]) == ((), [])
+    shared = usable(Card(others=(os.getpid(), 4_000_001))).reading(2)
+    assert shared.flags == ("GPU 0 was shared: other processes were on it (pid 4000001)",)
+
+
+@pytest.mark.parametrize(("watts", "flagged"), [(300.0, False), (320.0, False), (340.0, True)])
+def test_the_counter_is_checked_by_instant_power(watts: float, flagged: bool) -> None:
+    reading = usable(Card(instant_w=lambda: watts)).reading(10)
+    assert reading.gpu_j == pytest.approx(3000, rel=1e-3)
+    assert reading.checks == {"NVML instant power": pytest.approx(watts * 10, rel=1e-3)}
+    assert bool(reading.flags) is flagged
+    if flagged:
+        assert "they differ by 13%" in reading.flags[0]
+
+
+def test_too_few_looks_are_no_second_opinion() -> None:
+    reading = usable(Card(instant_w=lambda: 900.0)).reading(2)
+    assert (reading.checks, reading.flags) == ({}, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "checked"),
+    [
+        ("Tesla V100-SXM2-16GB", 5, True),
+        ("NVIDIA A100-SXM4-80GB", 7, True),
+        ("NVIDIA A30", 7, True),
+        ("NVIDIA A40", 7, False),
+        ("NVIDIA H200", 9, False),
+        ("Some Card", None, False),
+    ],
+)
+def test_the_older_power_reading_is_used_only_where_it_is_no_average(
+    name: str, architecture: int | None, checked: bool
+) -> None:
+    card = Card(name=name, architecture=architecture, usage_w=lambda: 300.0)
+    reading = usable(card).reading(10)
+    assert bool(reading.checks) is checked
+    assert ("gpu_power_check" in reading.conditions) is not checked
+
+
+def test_an_old_library_that_has_only_the_counter_still_measures() -> None:
+    optional = (
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetArchitecture",
+        "nvmlDeviceGetClockInfo",
+        "nvmlDeviceGetTemperature",
+        "nvmlDeviceGetCurrentClocksEventReasons",
+        "nvmlDeviceGetCurrentClocksThrottleReasons",
+        "nvmlDeviceGetComputeRunningProcesses",
+        "nvmlDeviceGetGraphicsRunningProcesses",
+        "nvmlDeviceGetMigMode",
+        "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceGetPciInfo",
+    )
+    reading = usable(Card(), without=optional).reading(2)
+    assert reading.gpu_j == pytest.approx(600, rel=1e-3)
+    assert (reading.flags, reading.checks) == ((), {})
+    assert list(reading.conditions) == ["gpu_power_check"]
+
+
+def test_the_older_name_of_throttle_reasons_is_understood() -> None:
+    newer = ("nvmlDeviceGetCurrentClocksEventReasons",)
+    reading = usable(Card(reasons=0x40), without=newer).reading(2)
+    assert "hardware thermal slowdown" in reading.flags[0]
+
+
+def test_a_thread_looks_at_the_card_while_a_window_is_open_and_then_ends() -> None:
+    card = Card(instant_w=lambda: 300.0)
+    meter = find_nvidia(open_nvml(fake_nvml(card)), 0, {})
+    assert isinstance(meter, NvidiaMeter)
+    window = meter.open()
+    # Real time: the looks come every quarter of a second.
+    deadline_s = time.perf_counter() + 30
+    while len(meter.card.sampler.samples) < 3 and time.perf_counter() < deadline_s:
+        time.sleep(0.05)
+    assert len(meter.card.sampler.samples) >= 3
+    window.close()
+    assert meter.card.sampler.samples == []
+    assert not meter.card.sampler.watched
 
 
 def test_a_machine_without_driver_says_so() -> None:
@@ -122,8 +242,17 @@ def test_a_card_without_a_counter_is_found_out_by_calling_it() -> None:
     assert "Not Supported" in meter.reason
 
 
+def test_a_version_without_the_counter_is_told_from_an_impostor() -> None:
+    meter = found(fake_nvml(Card(), without=("nvmlDeviceGetTotalEnergyConsumption",)))
+    assert isinstance(meter, Unavailable)
+    assert "too old" in meter.reason
+    assert meter.remedy == "pip install --upgrade nvidia-ml-py"
+
+
 def test_a_counter_that_stands_still_is_unavailable() -> None:
-    meter = found(fake_nvml(Card(step_mj=0)))
+    clock = Clock(0.01)
+    opened = open_nvml(fake_nvml(Card(step_mj=0)))
+    meter = find_nvidia(opened, 0, {}, clock=clock, sleep=clock.sleep)
     assert isinstance(meter, Unavailable)
     assert "does not move" in meter.reason
 
@@ -181,6 +310,27 @@ def test_what_cuda_itself_says_of_the_card_goes_before_the_environment() -> None
     gpu = locate(both, 0, {"CUDA_VISIBLE_DEVICES": "0"}, uuid="bb")
     assert isinstance(gpu, Gpu)
     assert gpu.name == "NVIDIA H200"
+
+
+@pytest.mark.parametrize("told", ["0:3b:0.0", "00000000:3B:00.0"])
+def test_a_card_is_found_by_its_pci_place(told: str) -> None:
+    both = [
+        replace(gpu, pci=place)
+        for gpu, place in zip(
+            cards("GPU-aa", "GPU-bb"), ("0000:1a:00.0", "0000:3b:00.0"), strict=True
+        )
+    ]
+    gpu = locate(both, 0, {}, uuid=told)
+    assert isinstance(gpu, Gpu)
+    assert gpu.uuid == "GPU-bb"
+    elsewhere = locate(both, 0, {}, uuid="0:ff:0.0")
+    assert isinstance(elsewhere, Unavailable)
+    assert "PCI place 0000:ff:00.0" in elsewhere.reason
+
+
+def test_the_pci_place_that_nvml_tells_is_understood() -> None:
+    (gpu,) = list_gpus(open_nvml(fake_nvml(Card(pci="00000000:3B:00.0"))))
+    assert gpu.pci == "0000:3b:00.0"
 
 
 def test_numbers_of_unlike_cards_are_not_guessed() -> None:
