@@ -48,6 +48,7 @@ class Device:
         idle_w: watts of the waiting device; None: those of its profile.
         table: costs at batch size 1.
         notes: what was assumed, as sentences.
+        left_out: which precisions were left out and why.
     """
 
     profile: Profile
@@ -58,6 +59,7 @@ class Device:
     idle_source: Source
     table: CostTable
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def device_of(directory: RunDirectory, asked: str, precisions: Sequence[str]) ->
             elsewhere = price_elsewhere(table, wanted, device_class, precisions)
             return Device(
                 wanted, device_class, False, 1.0, None, "modelled", elsewhere.table,
-                elsewhere.notes,
+                elsewhere.notes, elsewhere.left_out,
             )  # fmt: skip
         profile = wanted
     if profile is None:
@@ -240,11 +242,19 @@ def _keep(
     old = directory.manifest.get("govern", {})
     entry = _entry(device, priced)
     directory.update(govern={**old, name: entry})
+    for note in device.left_out:
+        say(f"govern {name}: {note}")
     for precision, each in priced.items():
         say(
             f"govern {name} {precision}: {len(each.points.points)} operating points, deadline "
             f"{each.deadline_s * 1e3:.4g} ms, costs {entry['costs']}"
         )
+        if each.points.switch_s >= each.deadline_s:
+            say(
+                f"govern {name} {precision}: changing the clock takes "
+                f"{each.points.switch_s * 1e3:.4g} ms, longer than a request may: no governor can "
+                "change it within one"
+            )
         for line in _said(rows[rows["precision"] == precision]):
             say(f"govern {name} {precision}: {line}")
     say(f"govern {name}: {CLAIMS}")
@@ -255,7 +265,8 @@ def _keep(
 def _entry(device: Device, priced: Mapping[str, Priced]) -> dict[str, Any]:
     """What the manifest keeps beside the table."""
     first = next(iter(priced.values())).points
-    notes = (*device.notes, *(note for each in priced.values() for note in each.points.notes))
+    notes = [*device.notes, *device.left_out]
+    notes += [note for each in priced.values() for note in each.points.notes]
     modelled = [p.name for p in first.points if p.latency_source != "measured"]
     words = [f"{len(modelled)} of {len(first.points)} operating points are modelled", *notes]
     return {

@@ -130,10 +130,16 @@ def _from_cores(profile: Profile, device_class: str) -> Figure | None:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A cost table of another device, and what was left out of it, as sentences."""
+    """A cost table of another device.
+
+    Attributes:
+        notes: what was assumed, as sentences.
+        left_out: precisions that are not in it, and why.
+    """
 
     table: CostTable
     notes: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def price_elsewhere(
@@ -150,10 +156,10 @@ def price_elsewhere(
     """
     roofline = roofline_of(profile, device_class)
     rows: list[dict[str, Any]] = []
-    notes = list(roofline.assumptions)
+    notes, left_out = list(roofline.assumptions), []
     for precision in precisions:
         if precision not in roofline.gflops:
-            notes.append(
+            left_out.append(
                 f"{precision} is left out: hardware profile {profile.name} states no "
                 f"{PEAK_OF[precision]} of its {device_class.upper()}"
             )
@@ -170,7 +176,8 @@ def price_elsewhere(
             f"hardware profile {profile.name} states no peak of the traced precisions "
             f"{', '.join(precisions)}; trace the network in fp32, too, or choose another --hardware"
         )
-    return Elsewhere(CostTable.from_rows(rows, f"the model of {profile.name}"), tuple(notes))
+    table = CostTable.from_rows(rows, f"the model of {profile.name}")
+    return Elsewhere(table, tuple(notes), tuple(left_out))
 
 
 def _single(table: CostTable, precision: str) -> pd.DataFrame:

@@ -92,7 +92,9 @@ def test_a_precision_without_a_peak_is_left_out_with_a_note(tmp_path):
     table = CostTable.from_rows([*rows(), *rows(precision="bf16")])
     priced = price_elsewhere(table, profile_of(tmp_path), "gpu", ["fp32", "bf16"])
     assert priced.table.settings() == [("fp32", 1, "default")]
-    assert any("bf16 is left out" in note and "bf16_gflops" in note for note in priced.notes)
+    (words,) = priced.left_out
+    assert "bf16 is left out" in words
+    assert "bf16_gflops" in words
     with pytest.raises(ExitbenchError, match=r"bf16.*fp32, too"):
         price_elsewhere(table, profile_of(tmp_path), "gpu", ["bf16"])
 

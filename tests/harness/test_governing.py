@@ -1,0 +1,273 @@
+"""``exitbench govern``: chosen on the calibration split, one deadline, modelled is called so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from exitbench.harness.configs import GovernConfig, SweepConfig, TraceConfig
+from exitbench.harness.contest import least_energy
+from exitbench.harness.governed import Governed
+from exitbench.harness.governing import govern, run_govern
+from exitbench.harness.operating import NothingToGovern
+from exitbench.harness.rundir import RunDirectory
+from exitbench.harness.sweep import SETTING_COLUMNS
+from exitbench.harness.sweeping import run_sweep
+from exitbench.harness.tracing import run_trace
+from pipeline_fixtures import Said, cost_rows, refused, silent, write_cost
+from test_operating import PROFILE
+
+EXITS = 6
+LOSS = 12.0  # points; so much that leaving at a fixed exit is admitted, too
+COLUMNS = [
+    "role", *SETTING_COLUMNS, "hardware", "device_class", "governor", "operating_point",
+    "deadline_ms", "accuracy", "calibration_accuracy", "latency_ms", "latency_p99_ms", "missed",
+    "switches", "points", "busy_energy_mj", "energy_mj", "energy_source", "latency_source",
+    "energy_vs_full", "energy_vs_every_exit", "claim_vs_full", "claim_vs_every_exit",
+]  # fmt: skip
+ROLES = ["full", "fixed", "every-exit", "every-exit-best", "predictive", "predictive-table"]
+
+
+def logits_file(path: Path, seed: int, samples: int = 150) -> Path:
+    """Logits of three classes of which some samples are easy and some never are."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, samples)
+    logits = generator.normal(size=(samples, EXITS + 1, 3)).astype(np.float32)
+    growth = np.linspace(0, 6, EXITS + 1) - generator.uniform(0, 4, samples)[:, None]
+    logits[np.arange(samples), :, labels] += np.maximum(growth, 0).astype(np.float32)
+    np.savez(path, logits=logits, labels=labels)
+    return path
+
+
+def latency_ms(kind: str, index: int) -> float:
+    return {"segment": 1.0 + index / 10, "head": 0.05, "forecast": 0.03, "classifier": 0.02}[kind]
+
+
+def energy_mj(kind: str, index: int) -> float:
+    return 7.0 * latency_ms(kind, index)
+
+
+def make_run(folder: Path, *, test_seed: int = 2, **columns: Any) -> Path:
+    """A run directory by logits, on a device of three clocks whose prices are measured."""
+    values = {
+        "latency_ms": latency_ms, "energy_mj": energy_mj, "energy_source": lambda *_: "measured",
+        "flops": lambda kind, _: 8_000_000 if kind == "segment" else 80_000,
+        "bytes": lambda *_: 10_000,
+    }  # fmt: skip
+    priced = cost_rows([4_000_000] * (EXITS + 1), [40_000] * EXITS, **{**values, **columns})
+    run = folder / "run"
+    run_trace(
+        TraceConfig(
+            run,
+            logits=logits_file(folder / "test.npz", test_seed),
+            calibration_logits=logits_file(folder / "calibration.npz", 1),
+            cost=write_cost(folder / "cost.csv", priced),
+        ),
+        silent,
+    )
+    (folder / "bench.toml").write_text(PROFILE, encoding="utf-8")
+    hardware = {"asked": str(folder / "bench.toml"), "profile": "bench", "idle_w": None}
+    directory = RunDirectory(run)
+    everything = {**directory.environment, "threads": 2, "cores": 2}
+    directory.update(hardware=hardware, environment=everything)
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory that tests copy."""
+    return make_run(tmp_path_factory.mktemp("govern"))
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def config(run: Path, **changes: Any) -> GovernConfig:
+    values: dict[str, Any] = {"beta_count": 6, "criteria": ("softmax",), "accuracy_loss": LOSS}
+    return GovernConfig(run, **{**values, **changes})
+
+
+def governed(run: Path, name: str = "bench", **changes: Any) -> pd.DataFrame:
+    run_govern(config(run, **changes), silent)
+    return pd.read_csv(run / f"governed-{name}.csv")
+
+
+def plain(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without a governor, by role."""
+    return rows[rows.governor.isna()].set_index("role")
+
+
+def test_every_role_stands_alone_and_under_every_governor(run):
+    rows = governed(run)
+    assert list(rows.columns) == COLUMNS
+    assert list(dict.fromkeys(rows.role)) == ROLES
+    for _, part in rows.groupby("role"):
+        assert part.governor.fillna("").tolist() == ["", *GovernConfig.governors]
+    assert set(plain(rows).operating_point) == {"1000 MHz"}
+    named = rows.operating_point.notna() == (rows.governor.isna() | (rows.governor == "fixed"))
+    assert named.all()
+    assert set(rows.hardware) == {"bench"}
+    assert set(rows.device_class) == {"cpu"}
+
+
+def test_without_a_governor_it_is_the_setting_and_the_price_of_the_sweep(run):
+    rows = plain(governed(run))
+    run_sweep(
+        SweepConfig(
+            run, criteria=("softmax",), beta_count=6, predictors=("convolution", "table"),
+            accuracy_loss=LOSS,
+        ),
+        silent,
+    )  # fmt: skip
+    chosen = pd.read_csv(run / "comparison.csv").set_index("role")
+    for role in ROLES:
+        one, other = rows.loc[role], chosen.loc[role]
+        for name in (*SETTING_COLUMNS, "accuracy", "calibration_accuracy"):
+            assert one[name] == other[name] or (pd.isna(one[name]) and pd.isna(other[name]))
+        assert one.latency_ms == pytest.approx(other.latency_ms)
+        assert one.busy_energy_mj == pytest.approx(other.energy_mj)
+
+
+def test_all_have_the_deadline_of_the_full_network_and_idle_until_it(run):
+    rows = governed(run)
+    full = plain(rows).loc["full"]
+    assert rows.deadline_ms.to_numpy() == pytest.approx(full.latency_ms)
+    assert full.energy_mj == pytest.approx(full.busy_energy_mj)
+    assert full.missed == 0
+    fixed = plain(rows).loc["fixed"]  # every request takes the same time
+    idle_mj = 2.0 * (full.latency_ms - fixed.latency_ms)
+    assert fixed.energy_mj == pytest.approx(fixed.busy_energy_mj + idle_mj)
+    assert rows.energy_vs_full.to_numpy() == pytest.approx(rows.energy_mj / full.energy_mj)
+    every = plain(rows).loc["every-exit"]
+    assert rows.energy_vs_every_exit.to_numpy() == pytest.approx(rows.energy_mj / every.energy_mj)
+
+
+def test_settings_and_points_are_chosen_on_the_calibration_split_alone(run, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = make_run(tmp_path / "other", test_seed=77)
+    names = ["role", "governor", *SETTING_COLUMNS, "operating_point", "calibration_accuracy"]
+    first, second = governed(run), governed(other)
+    pd.testing.assert_frame_equal(first[names], second[names])
+    assert (first.accuracy != second.accuracy).any()
+
+
+def test_a_later_deadline_lets_the_clocks_fall(run):
+    tight, loose = governed(run), governed(run, deadline_ms=40.0)
+    assert (loose.deadline_ms == 40.0).all()
+    assert (loose.missed == 0).all()
+    careful = loose[loose.governor.isin(["fixed", "deadline", "deadline-safe"])]
+    energy = careful.set_index(["role", "governor"]).energy_mj
+    top = plain(loose).energy_mj
+    assert all(energy[role].max() < top[role] for role in ROLES)
+    assert (tight[tight.role == "full"].points == "1000 MHz:1").all()
+
+
+def test_the_point_of_the_governor_fixed_can_be_given(run):
+    rows = governed(run, operating_point="500 MHz")
+    fixed = rows[rows.governor == "fixed"]
+    assert set(fixed.operating_point) == {"500 MHz"}
+    assert set(fixed.points) == {"500 MHz:1"}
+    assert fixed[fixed.role == "full"].missed.item() == 1
+
+
+def test_sources_are_those_of_what_was_used(run):
+    rows = governed(run)
+    full = rows[(rows.role == "full") & rows.governor.isna()].iloc[0]
+    assert (full.energy_source, full.latency_source) == ("measured", "measured")
+    # The idle after an exit is priced with the profile's idle power.
+    assert plain(rows).loc["fixed"].energy_source == "modelled"
+    below = rows[~rows.points.isin(["1000 MHz:1"])]
+    assert len(below)
+    assert set(below.energy_source) == set(below.latency_source) == {"modelled"}
+
+
+def test_the_papers_claims_stand_beside_predictive_with_a_governor_only(run):
+    said = Said()
+    run_govern(config(run), said)
+    rows = pd.read_csv(run / "governed-bench.csv")
+    claimed = rows.role.str.startswith("predictive") & rows.governor.notna()
+    assert rows.claim_vs_full[claimed].to_numpy() == pytest.approx(1 - 0.729)
+    assert rows.claim_vs_every_exit[claimed].to_numpy() == pytest.approx(1 - 0.376)
+    assert rows.claim_vs_full[~claimed].isna().all()
+    text = "\n".join(said.lines)
+    for words in ("full:", "every-exit:", "predictive:", "predictive, deadline:", "modelled"):
+        assert words in text
+    assert "72.9%" in text
+    assert "37.6%" in text
+
+
+def test_the_manifest_says_what_was_governed_and_what_is_assumed(run):
+    governed(run)
+    entry = json.loads((run / "manifest.json").read_text())["govern"]["bench"]
+    assert entry["costs"] == "measured"
+    assert [point["name"] for point in entry["points"]] == ["500 MHz", "750 MHz", "1000 MHz"]
+    assert entry["points"][0]["time_factor"] == pytest.approx(1.8)
+    assert entry["points"][-1]["power_w"] == pytest.approx(7.0)
+    assert entry["switch_ms"] == pytest.approx(3.0)
+    assert entry["deadline_ms"]["fp32"] == pytest.approx(9.82)
+    assert "2 of 3 operating points are modelled" in entry["model"]
+    assert "A800" in entry["model_error"]
+
+
+def test_another_device_is_priced_from_its_peaks_and_nothing_of_it_is_measured(run):
+    said = Said()
+    run_govern(config(run, hardware="jetson-tx2"), said)
+    rows = pd.read_csv(run / "governed-jetson-tx2.csv")
+    assert set(rows.device_class) == {"gpu"}
+    assert set(rows.energy_source) == set(rows.latency_source) == {"modelled"}
+    assert not any("measured" in line for line in said.starting("govern"))
+    assert any("changing the clock takes 5 ms" in line for line in said.lines)
+    # Seven segments: 8 MFLOP at half of 666 GFLOP/s and 0.05 ms to start each; the classifier.
+    full_ms = 7 * (8e6 / 333e9 * 1e3 + 0.05) + 80e3 / 333e9 * 1e3 + 0.05
+    assert plain(rows).loc["full"].latency_ms == pytest.approx(full_ms)
+    governed(run)
+    entries = json.loads((run / "manifest.json").read_text())["govern"]
+    assert set(entries) == {"jetson-tx2", "bench"}
+    assert entries["jetson-tx2"]["costs"] == "modelled"
+    assert "15 of 15 operating points are modelled" in entries["jetson-tx2"]["model"]
+
+
+def test_what_is_refused_leaves_no_trace(run):
+    before = (run / "manifest.json").read_bytes()
+    message = refused(run_govern, config(run, operating_point="333 MHz"), silent)
+    assert "'500 MHz', '750 MHz', '1000 MHz'" in message
+    assert "jetson-tx2" in refused(run_govern, config(run, hardware="jetson-tx9"), silent)
+    assert "trace" in refused(run_govern, config(run, precisions=("int8",)), silent)
+    assert (run / "manifest.json").read_bytes() == before
+    assert not list(run.glob("governed-*"))
+
+
+def test_batches_leave_nothing_to_govern(tmp_path):
+    run = make_run(tmp_path, batch_size=lambda *_: 64)
+    with pytest.raises(NothingToGovern, match="--batch-sizes 1"):
+        govern(RunDirectory(run), config(run), silent)
+
+
+def test_a_table_without_energies_is_governed_by_modelled_ones(tmp_path):
+    run = make_run(tmp_path, energy_mj=lambda *_: None, energy_source=lambda *_: None)
+    rows = governed(run)
+    assert set(rows.energy_source) == {"modelled"}
+    full = plain(rows).loc["full"]
+    assert full.latency_source == "measured"
+    assert full.energy_mj == pytest.approx(10 * full.latency_ms)  # the profile's active power
+
+
+def costs(energy_j: float, missed: float) -> Governed:
+    return Governed(1.0, 1.0, missed, 0.0, {}, energy_j, energy_j, "modelled", "modelled")
+
+
+def test_the_least_energy_among_those_that_keep_the_deadline_wins():
+    tried = [costs(5.0, 0.02), costs(6.0, 0.01), costs(7.0, 0.0)]
+    assert least_energy(tried, 0.01) == 1
+    assert least_energy(tried, 0.02) == 0
+    # Where all miss more than allowed, it is the one that misses least.
+    assert least_energy(tried[:2], 0.005) == 1
+    assert least_energy([costs(float("nan"), 0.0), costs(9.0, 0.5)], 0.01) == 1
+    assert least_energy([costs(float("nan"), 0.0)], 0.01) is None
