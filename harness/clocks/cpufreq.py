@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .base import ClockError, Domain
-from .sysfs import AS_ROOT, Limits, exact, look, look_int, undoing, writable, write
+from .base import ClockError, Domain, LeftChanged
+from .sysfs import AS_ROOT, Limits, exact, left_changed, look, look_int, writable, write
 
 KIND = "cpufreq"
 FOLDER = "sys/devices/system/cpu/cpufreq"
@@ -38,10 +38,17 @@ _KHZ = 1000
 
 @dataclass(frozen=True)
 class Policy:
-    """CPUs that share one clock; ``folder`` is the kernel's."""
+    """CPUs that share one clock.
+
+    Attributes:
+        folder: the kernel's.
+        levels: clocks in MHz, rising.
+        grid_mhz: their distance where the driver lists none; None where it does.
+    """
 
     folder: Path
-    grid_mhz: float = GRID_MHZ
+    levels: tuple[float, ...] = ()
+    grid_mhz: float | None = None
 
     @property
     def limits(self) -> Limits:
@@ -52,24 +59,6 @@ class Policy:
     def active(self) -> bool:
         """Whether one of its CPUs is online: the files of others cannot be read."""
         return look_int(self.folder / "scaling_min_freq") is not None
-
-    @property
-    def listed(self) -> bool:
-        """Whether the driver lists its levels."""
-        return bool(look(self.folder / "scaling_available_frequencies"))
-
-    def levels(self) -> tuple[float, ...]:
-        """Clocks in MHz, rising: the driver's, or a grid over the range that it tells."""
-        low = look_int(self.folder / "cpuinfo_min_freq")
-        high = look_int(self.folder / "cpuinfo_max_freq")
-        if self.listed:
-            names = ("scaling_available_frequencies", "scaling_boost_frequencies")
-            words = " ".join(look(self.folder / name) or "" for name in names).split()
-            found = {int(word) for word in words if word.isdigit()}
-            # Boost levels are listed while boost is switched off, too.
-            inside = {khz for khz in found if (low or 0) <= khz <= (high or khz)}
-            return tuple(khz / _KHZ for khz in sorted(inside))
-        return grid(low / _KHZ, high / _KHZ, self.grid_mhz) if low and high else ()
 
 
 @dataclass(frozen=True)
@@ -85,11 +74,11 @@ class CpufreqActuator:
     @property
     def name(self) -> str:
         """``cpufreq`` with its policies, and whether the levels are the driver's."""
-        lead = self._lead
         names = _names([policy.folder.name for policy in self.policies])
-        if lead.listed:
+        step = self._lead.grid_mhz
+        if step is None:
             return f"cpufreq {names}"
-        return f"cpufreq {names} (the driver lists no levels: steps of {lead.grid_mhz:g} MHz)"
+        return f"cpufreq {names} (the driver lists no levels: steps of {step:g} MHz)"
 
     @property
     def domain(self) -> Domain:
@@ -103,12 +92,11 @@ class CpufreqActuator:
 
     @property
     def _lead(self) -> Policy:
-        active = [policy for policy in self.policies if policy.active] or list(self.policies)
-        return max(active, key=lambda policy: look_int(policy.folder / "cpuinfo_max_freq") or 0)
+        return max(self.policies, key=lambda policy: policy.levels[-1:])
 
     def levels(self) -> tuple[float, ...]:
-        """Clocks in MHz of the fastest cluster, rising."""
-        return self._lead.levels()
+        """Clocks in MHz of the fastest cluster, rising, as they were found."""
+        return self._lead.levels
 
     def current(self) -> float | None:
         """MHz held by equal limits, else the clock as the kernel tells it."""
@@ -135,20 +123,24 @@ class CpufreqActuator:
             ClockError: as every actuator says.
         """
         levels = self.levels()
-        level = exact(levels, value, self.name)
+        level = exact(levels, value, lambda: self.name)
         self._check_none_came()
-        with undoing(self):
-            for policy in self.policies:
-                if policy.active:
-                    khz = round(_following(policy.levels(), level, levels[-1]) * _KHZ)
-                    policy.limits.write(khz, khz)
+        done: list[tuple[Policy, tuple[int, int]]] = []
+        for policy in self.policies:
+            if policy.active:
+                khz = round(_following(policy.levels, level, levels[-1]) * _KHZ)
+                try:
+                    done.append((policy, policy.limits.write(khz, khz)))
+                except ClockError as error:
+                    _undo(done, error)
+                    raise
 
     def _check_none_came(self) -> None:
-        known = {policy.folder for policy in self.policies}
-        for policy in _active(self.policies[0].folder.parent):
-            if policy.folder not in known:
+        known = {policy.folder.name for policy in self.policies}
+        for path in self.policies[0].folder.parent.iterdir():
+            if path.name not in known and _POLICY.fullmatch(path.name) and Policy(path).active:
                 raise ClockError(
-                    f"{policy.folder} came after exitbench had looked: its cores were offline, "
+                    f"{path} came after exitbench had looked: its cores were offline, "
                     "and what its clock was cannot be read then. Switch cores on beforehand"
                 )
 
@@ -168,19 +160,29 @@ class CpufreqActuator:
             raise ClockError("; ".join(failures))
 
 
+def _undo(done: list[tuple[Policy, tuple[int, int]]], error: ClockError) -> None:
+    """Put the limits of policies back, the last first, after another has failed."""
+    failures = [str(error)] if isinstance(error, LeftChanged) else []
+    for policy, before in reversed(done):
+        try:
+            policy.limits.put_back(*before)
+        except ClockError as failure:
+            failures.append(str(failure))
+    if failures:
+        raise left_changed(error, "; ".join(failures)) from error
+
+
 def _restore(policy: Policy, low: int, high: int, governor: str | None) -> None:
     # The governor first: some governors move the limits when they are chosen.
     if governor and look(policy.folder / "scaling_governor") != governor:
         write(policy.folder / "scaling_governor", governor)
-    policy.limits.write(low, high)
+    policy.limits.put_back(low, high)
 
 
 def _following(own: tuple[float, ...], level: float, top: float) -> float:
     """The level of a policy while the fastest one, whose top clock is ``top``, is at ``level``."""
-    wanted = level if own and own[-1] == top else level * (own[-1] if own else 0) / top
+    wanted = level if own[-1] == top else level * own[-1] / top
     below = [each for each in own if each <= wanted + 1e-6]
-    if not own:
-        raise ClockError("a cpufreq policy tells no levels and no range")
     return below[-1] if below else own[0]
 
 
@@ -203,29 +205,39 @@ def find_cpufreq(root: Path, *, grid_mhz: float | None = None) -> CpufreqActuato
         ClockError: it cannot be set here, and why.
     """
     folder = root / FOLDER
-    active = _active(folder, grid_mhz or GRID_MHZ)
-    if not active:
-        raise ClockError(
-            f"{folder} has no policy. Virtual machines and some containers hide it; elsewhere "
-            "load the cpufreq driver of the CPU"
-        )
-    for policy in active:
-        if not policy.levels():
-            raise ClockError(f"{policy.folder} tells no levels")
-        for name in (policy.limits.low, policy.limits.high):
-            if not writable(policy.folder / name):
-                raise ClockError(f"no permission to write {policy.folder / name}: {AS_ROOT}")
-    return CpufreqActuator(active)
-
-
-def _active(folder: Path, grid_mhz: float = GRID_MHZ) -> tuple[Policy, ...]:
     found = sorted(
         (int(match[1]), path)
         for path in (folder.iterdir() if folder.is_dir() else ())
         if (match := _POLICY.fullmatch(path.name))
     )
-    policies = (Policy(path, grid_mhz) for _, path in found)
-    return tuple(policy for policy in policies if policy.active)
+    policies = tuple(_found(path, grid_mhz or GRID_MHZ) for _, path in found if Policy(path).active)
+    if not policies:
+        raise ClockError(
+            f"{folder} has no policy. Virtual machines and some containers hide it; elsewhere "
+            "load the cpufreq driver of the CPU"
+        )
+    for policy in policies:
+        if not policy.levels:
+            raise ClockError(f"{policy.folder} tells no levels")
+        for name in (policy.limits.low, policy.limits.high):
+            if not writable(policy.folder / name):
+                raise ClockError(f"no permission to write {policy.folder / name}: {AS_ROOT}")
+    return CpufreqActuator(policies)
+
+
+def _found(folder: Path, grid_mhz: float) -> Policy:
+    """A policy with its levels: the driver's, or a grid over the range that it tells."""
+    low = look_int(folder / "cpuinfo_min_freq")
+    high = look_int(folder / "cpuinfo_max_freq")
+    names = ("scaling_available_frequencies", "scaling_boost_frequencies")
+    words = " ".join(look(folder / name) or "" for name in names).split()
+    listed = {int(word) for word in words if word.isdigit()}
+    if listed:
+        # Boost levels are listed while boost is switched off, too.
+        inside = {khz for khz in listed if (low or 0) <= khz <= (high or khz)}
+        return Policy(folder, tuple(khz / _KHZ for khz in sorted(inside)))
+    levels = grid(low / _KHZ, high / _KHZ, grid_mhz) if low and high else ()
+    return Policy(folder, levels, grid_mhz)
 
 
 def _names(names: list[str]) -> str:

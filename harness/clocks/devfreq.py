@@ -99,7 +99,7 @@ class DevfreqActuator:
         Raises:
             ClockError: as every actuator says.
         """
-        hz = round(exact(self.levels(), value, self.name) * _HZ)
+        hz = round(exact(self.levels(), value, lambda: self.name) * _HZ)
         with undoing(self):
             self.limits.write(hz, hz)
             self._wait_for(hz)
@@ -110,7 +110,7 @@ class DevfreqActuator:
         Raises:
             ClockError: they could not be.
         """
-        self.limits.write(snapshot["min"], snapshot["max"])
+        self.limits.put_back(snapshot["min"], snapshot["max"])
 
     def _wait_for(self, hz: int) -> None:
         clock = self.folder / "cur_freq"
@@ -186,7 +186,7 @@ class EmcActuator:
         Raises:
             ClockError: as every actuator says.
         """
-        hz = _hz(exact(self.levels(), value, self.name))
+        hz = _hz(exact(self.levels(), value, lambda: self.name))
         with undoing(self):
             write(self.folder / "mrq_rate_locked", 1)
             self._write_rate(hz)

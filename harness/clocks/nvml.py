@@ -51,12 +51,17 @@ _CALLS: Mapping[Domain, _Calls] = {
 
 @dataclass(frozen=True)
 class NvmlActuator:
-    """The graphics or the memory clock of one card."""
+    """The graphics or the memory clock of one card.
+
+    ``listed`` are the clocks in MHz that it lists, rising; graphics clocks are those at the top
+    memory clock.
+    """
 
     library: ModuleType
     handle: object
     gpu: Gpu
     sets: Domain
+    listed: tuple[float, ...]
     settle_s: float = SETTLE_S
     sleep: Callable[[float], None] = time.sleep
 
@@ -77,20 +82,8 @@ class NvmlActuator:
         return False
 
     def levels(self) -> tuple[float, ...]:
-        """Clocks in MHz that the card lists; graphics clocks are those at the top memory clock.
-
-        Raises:
-            ClockError: the card lists none.
-        """
-        library = self.library
-        try:
-            clocks = list(library.nvmlDeviceGetSupportedMemoryClocks(self.handle))
-            if self.sets == "gpu":
-                top = max(clocks)
-                clocks = list(library.nvmlDeviceGetSupportedGraphicsClocks(self.handle, top))
-        except library.NVMLError as error:
-            raise ClockError(f"{self.name}: the card lists no clocks: {error}") from error
-        return tuple(sorted({float(clock) for clock in clocks}))
+        """Clocks in MHz that the card listed when it was found."""
+        return self.listed
 
     def current(self) -> float | None:
         """MHz at which the card runs now."""
@@ -109,9 +102,8 @@ class NvmlActuator:
         Raises:
             ClockError: as every actuator says.
         """
-        levels = self.levels()
-        mhz = round(exact(levels, value, self.name))
-        if len(levels) == 1:
+        mhz = round(exact(self.listed, value, lambda: self.name))
+        if len(self.listed) == 1:
             return
         # A lock that is refused changes nothing, so there is nothing to undo either.
         self._call(_CALLS[self.sets].lock, mhz, mhz)
@@ -124,7 +116,7 @@ class NvmlActuator:
         Raises:
             ClockError: the driver refused.
         """
-        if len(self.levels()) > 1:
+        if len(self.listed) > 1:
             self._call(_CALLS[self.sets].reset)
 
     def _call(self, name: str, *arguments: int) -> None:
@@ -237,9 +229,15 @@ def _actuator(library: ModuleType, gpu: Gpu, domain: Domain) -> NvmlActuator:
         )
     try:
         handle = library.nvmlDeviceGetHandleByIndex(gpu.index)
+        clocks = list(library.nvmlDeviceGetSupportedMemoryClocks(handle))
+        if domain == "gpu" and clocks:
+            top = max(clocks)
+            clocks = list(library.nvmlDeviceGetSupportedGraphicsClocks(handle, top))
     except library.NVMLError as error:
-        raise ClockError(f"GPU {gpu.index} ({gpu.name}) does not answer: {error}") from error
-    actuator = NvmlActuator(library, handle, gpu, domain)
-    if not actuator.levels():
-        raise ClockError(f"{actuator.name}: the card lists no clocks")
-    return actuator
+        raise ClockError(
+            f"GPU {gpu.index} ({gpu.name}) does not list the clocks that can be set: {error}"
+        ) from error
+    if not clocks:
+        raise ClockError(f"GPU {gpu.index} ({gpu.name}) lists no clocks that can be set")
+    levels = tuple(sorted({float(clock) for clock in clocks}))
+    return NvmlActuator(library, handle, gpu, domain, levels)

@@ -146,18 +146,22 @@ class ClockSession:
                 f"{', '.join(self._actuators) or 'nothing'}"
             )
         wanted = {}
-        for domain, actuator in self._actuators.items():
+        for domain in self._actuators:
             if domain in values:
-                if domain not in self._levels:
-                    self._levels[domain] = actuator.levels()
-                unit = "" if domain == "cores" else " MHz"
-                value = exact(self._levels[domain], values[domain], actuator.name, unit)
+                value = self._level(domain, values[domain])
                 if self._applied.get(domain) != value:
                     wanted[domain] = value
         if "cores" in wanted and "cpu" in self._applied and "cpu" not in wanted:
             # Cores that come back have the clock that they went with.
             wanted["cpu"] = self._applied["cpu"]
         return wanted
+
+    def _level(self, domain: str, value: float) -> float:
+        actuator = self._actuators[domain]
+        if domain not in self._levels:
+            self._levels[domain] = actuator.levels()
+        unit = "" if domain == "cores" else " MHz"
+        return exact(self._levels[domain], value, lambda: actuator.name, unit)
 
     def _remember(self, wanted: Mapping[str, float]) -> None:
         """Have on disk what these clocks are, before the first change of each."""

@@ -61,7 +61,7 @@ class SimulatedActuator:
             ClockError: the profile has no such level.
         """
         unit = "" if self.sets == "cores" else " MHz"
-        self.now = exact(self.values, value, self.name, unit)
+        self.now = exact(self.values, value, lambda: self.name, unit)
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Remember what the snapshot says."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ AS_ROOT = 'run the command as root: sudo -E env "PATH=$PATH" exitbench ...'
 RESTORE = "exitbench hardware restore"
 
 _HALF_A_KHZ = 5e-4
+_LONGEST = 65536
 
 
 def put_text(path: Path, text: str) -> None:
@@ -33,10 +34,25 @@ def put_text(path: Path, text: str) -> None:
         os.close(handle)
 
 
+def get_text(path: Path) -> str:
+    """The stripped content of a file; the files of a kernel fit in one read.
+
+    Raises:
+        OSError: as the kernel or the driver says it.
+    """
+    # A governor does this between two layers of a network: Path.read_text takes several times
+    # as long.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(handle, _LONGEST).decode(errors="replace").strip(" \n\t\0")
+    finally:
+        os.close(handle)
+
+
 def look(path: Path) -> str | None:
     """The stripped content of a file; None where it is missing or may not be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip(" \n\t\0")
+        return get_text(path)
     except OSError:
         return None
 
@@ -54,7 +70,7 @@ def read_int(path: Path) -> int:
         ClockError: it cannot be read, or holds no number.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip(" \n\t\0")
+        text = get_text(path)
     except PermissionError as error:
         raise ClockError(f"no permission to read {path}: {AS_ROOT}") from error
     except OSError as error:
@@ -88,8 +104,14 @@ def writable(path: Path) -> bool:
     return os.access(path, os.W_OK)
 
 
-def exact(levels: tuple[float, ...], value: float, what: str, unit: str = " MHz") -> float:
+def exact(
+    levels: tuple[float, ...], value: float, what: Callable[[], str], unit: str = " MHz"
+) -> float:
     """The one of ``levels`` that is ``value``; a float may be off by less than half a kHz.
+
+    Args:
+        what: gives the name of what has the levels; called for the message alone.
+        unit: of the levels, with a blank before it.
 
     Raises:
         ClockError: there is no such level.
@@ -97,7 +119,7 @@ def exact(levels: tuple[float, ...], value: float, what: str, unit: str = " MHz"
     for level in levels:
         if abs(level - value) < _HALF_A_KHZ:
             return level
-    raise ClockError(f"{what} has no level {value:g}{unit}; it has {listed(levels)}{unit}")
+    raise ClockError(f"{what()} has no level {value:g}{unit}; it has {listed(levels)}{unit}")
 
 
 def listed(levels: tuple[float, ...]) -> str:
@@ -108,19 +130,26 @@ def listed(levels: tuple[float, ...]) -> str:
     return ", ".join(texts) or "none"
 
 
+def left_changed(error: ClockError, why: str) -> LeftChanged:
+    """The error of a change that has failed and could not be undone either."""
+    return LeftChanged(
+        f"{error}. What was changed before could not be put back: {why}. Run: {RESTORE}"
+    )
+
+
 @contextmanager
 def undoing(actuator: Actuator) -> Iterator[None]:
     """Puts an actuator back to where it was before the block, if a clock error ends the block."""
     before = actuator.snapshot()
     try:
         yield
+    except LeftChanged:
+        raise
     except ClockError as error:
         try:
             actuator.restore(before)
         except ClockError as another:
-            raise LeftChanged(
-                f"{error}. What was changed before could not be put back: {another}. Run: {RESTORE}"
-            ) from error
+            raise left_changed(error, str(another)) from error
         raise
 
 
@@ -144,22 +173,56 @@ class Limits:
         """
         return read_int(self.folder / self.low), read_int(self.folder / self.high)
 
-    def write(self, low: int, high: int) -> None:
-        """Set both limits and read them back.
+    def write(self, low: int, high: int) -> tuple[int, int]:
+        """Set both limits, read them back, and return what they were.
 
         Raises:
-            ClockError: no permission, refused, rounded to something else, or ignored.
+            ClockError: no permission, refused, rounded to something else, or ignored; they are as
+                they were before, or it is LeftChanged.
+        """
+        present = self.read()
+        if present == (low, high):
+            return present
+        try:
+            for name, value in self._in_order(present, (low, high)):
+                write(self.folder / name, value)
+            self._check(present, (low, high))
+        except ClockError as error:
+            try:
+                self.put_back(*present)
+            except ClockError as another:
+                raise left_changed(error, str(another)) from error
+            raise
+        return present
+
+    def put_back(self, low: int, high: int) -> None:
+        """Set both limits to what they were, each if the other one fails, too.
+
+        Raises:
+            ClockError: one or both could not be put back.
         """
         present = self.read()
         if present == (low, high):
             return
-        order = [(self.low, low), (self.high, high)]
-        for name, value in order if low <= present[1] else reversed(order):
-            write(self.folder / name, value)
+        failures = []
+        for name, value in self._in_order(present, (low, high)):
+            try:
+                write(self.folder / name, value)
+            except ClockError as error:
+                failures.append(str(error))
+        if failures:
+            raise ClockError("; ".join(failures))
+        self._check(present, (low, high))
+
+    def _in_order(self, present: tuple[int, int], wanted: tuple[int, int]) -> list[tuple[str, int]]:
+        order = list(zip((self.low, self.high), wanted, strict=True))
+        return order if wanted[0] <= present[1] else order[::-1]
+
+    def _check(self, before: tuple[int, int], wanted: tuple[int, int]) -> None:
         found = self.read()
-        if found != (low, high):
-            ignored = "ignored it" if found == present else "did not take it as it is"
+        if found != wanted:
+            ignored = "ignored it" if found == before else "did not take it as it is"
             raise ClockError(
-                f"{self.folder}: asked for {self.low} {low} and {self.high} {high}, the driver "
-                f"{ignored}: they read {found[0]} and {found[1]}"
+                f"{self.folder}: asked for {self.low} {wanted[0]} and {self.high} {wanted[1]}, "
+                f"the driver {ignored}: they read {found[0]} and {found[1]}"
             )

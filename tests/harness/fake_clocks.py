@@ -113,8 +113,8 @@ class Kernel:
 
     Attributes:
         rules: by the end of a path: what the driver of that file makes of a value.
-        before_write: called with the number of writes so far, from 0.
-        writes: what was written, in order: path and value.
+        before_write: called with the number of the write, from 0.
+        writes: what was to be written, in order: path and value.
     """
 
     rules: dict[str, Rule] = field(default_factory=dict)
@@ -123,8 +123,8 @@ class Kernel:
 
     def put_text(self, path: Path, text: str) -> None:
         """Stands in for ``sysfs.put_text``."""
-        self.before_write(len(self.writes))
         self.writes.append((path, text.strip()))
+        self.before_write(len(self.writes) - 1)
         value: str | None = text.strip()
         for end, rule in self.rules.items():
             if value is not None and str(path).endswith(end):

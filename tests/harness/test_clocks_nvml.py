@@ -155,6 +155,20 @@ def test_no_nvml_is_told_with_the_reason() -> None:
         find_nvml("gpu", 0, {}, nvml=ModuleType("pynvml"))
 
 
+def test_a_card_that_lists_no_clocks_has_none_to_set() -> None:
+    library = lockable_nvml(ClockCard(A100))
+
+    def not_supported(card: ClockCard) -> list[int]:
+        raise CodedNVMLError(3, "Not Supported")
+
+    library.nvmlDeviceGetSupportedMemoryClocks = not_supported  # type: ignore[attr-defined]
+
+    with pytest.raises(ClockError, match="does not list the clocks that can be set: Not Supported"):
+        find_nvml("gpu", 0, {}, nvml=library)
+    with pytest.raises(ClockError, match="lists no clocks that can be set"):
+        find_nvml("gpu", 0, {}, nvml=lockable_nvml(ClockCard(A100, memory_clocks=())))
+
+
 def test_a_card_that_is_gone_cannot_be_put_back() -> None:
     with pytest.raises(ClockError, match="GPU-x cannot be put back: NVML sees no such card"):
         card_by_uuid("gpu", "GPU-x", lockable_nvml(ClockCard()))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from exitbench.harness.cli import main
 from exitbench.harness.clocks import sysfs
-from exitbench.harness.clocks.base import Actuator, ClockError
+from exitbench.harness.clocks.base import Actuator, ClockError, LeftChanged
 from exitbench.harness.clocks.cores import find_cores
 from exitbench.harness.clocks.cpufreq import find_cpufreq
 from exitbench.harness.clocks.devfreq import find_devfreq
@@ -19,7 +23,6 @@ from exitbench.harness.clocks.nvml import find_nvml
 from exitbench.harness.clocks.session import ClockSession
 from exitbench.harness.clocks.simulated import SimulatedActuator
 from fake_clocks import (
-    CPU,
     CPUFREQ,
     ClockCard,
     CodedNVMLError,
@@ -30,8 +33,9 @@ from fake_clocks import (
     content,
     lockable_nvml,
     refuse_above,
-    write_files,
 )  # fmt: skip
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @pytest.fixture
@@ -360,9 +364,51 @@ def test_a_journal_from_before_a_reboot_stands_in_nobodys_way(
         assert not journal.exists()
 
 
-def test_the_fake_board_is_what_linux_shows(tmp_path: Path) -> None:
-    board(tmp_path)
-    write_files(tmp_path / CPU, present="0-3")
+@settings(max_examples=50, deadline=None)
+@given(
+    asked=st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "cpu": st.sampled_from((345.6, 960.0, 2035.2)),
+                "gpu": st.sampled_from((114.75, 854.25, 1300.5)),
+                "cores": st.sampled_from((1.0, 2.0, 4.0)),
+            },
+        ),
+        max_size=6,
+    ),
+    refused=st.sets(st.integers(0, 40), max_size=3),
+)
+def test_whatever_is_asked_and_refused_everything_is_back_in_the_end(
+    asked: list[dict[str, float]], refused: set[int]
+) -> None:
+    """Single writes are refused, so putting back is only kept from working once at a time."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        root = Path(folder)
+        journal = root / "state/clocks.json"
+        kernel = Kernel()
+        patch.setattr(sysfs, "put_text", kernel.put_text)
+        actuators = board(root)
+        before = content(root)
 
-    assert (tmp_path / CPU / "cpu1/online").read_text() == "1\n"
-    assert not (tmp_path / CPU / "cpu0/online").exists()
+        def refuse_some(count: int) -> None:
+            if count in refused and journal.exists():
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        kernel.before_write = refuse_some
+        with suppress(ClockError), ClockSession(actuators, journal=journal) as session:
+            for values in asked:
+                held = session.current()
+                try:
+                    session.apply(values)
+                except LeftChanged:
+                    break
+                except ClockError:
+                    assert session.current() == held
+                else:
+                    assert session.current() == {**held, **values}
+        if journal.exists():
+            kernel.before_write = lambda count: None
+            assert main(["hardware", "restore", "--journal", str(journal)]) == 0
+
+        assert content(root) == before
