@@ -182,7 +182,7 @@ class ProfileConfig:
     energy: bool = True
     """Measure energy, or model it where no meter can be read; else only latency."""
     energy_seconds: float | None = None
-    """Time limit for an energy counter. None: for three windows per unit, 1800 s at most."""
+    """Time limit for an energy counter, per precision and batch size. None: what --tier needs."""
     hardware: str = "auto"
     """Hardware profile: auto, a shipped name, or a TOML file."""
     horizon: int = 8
@@ -330,7 +330,7 @@ class StudyConfig:
     energy: bool = True
     """Measure energy, or model it where no meter can be read; else only latency."""
     energy_seconds: float | None = None
-    """Time limit for an energy counter. None: for three windows per unit, 1800 s at most."""
+    """Time limit for an energy counter, per precision and batch size. None: what --tier needs."""
     hardware: str = "auto"
     """Hardware profile: auto, a shipped name, or a TOML file."""
     criteria: tuple[Criterion, ...] = ("softmax", "activation", "margin", "entropy")
