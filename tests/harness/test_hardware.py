@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +14,7 @@ from exitbench.harness.configs import (
     HardwareListConfig,
     HardwareShowConfig,
 )
+from exitbench.harness.dvfs import DEFAULTS, dvfs_of, find_point
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.hardware import (
     hardware_profile,
@@ -24,6 +25,19 @@ from exitbench.harness.hardware import (
 from exitbench.profiles.detect import Machine, fits_of
 from exitbench.profiles.loading import list_profiles, load_profile
 from exitbench.profiles.nvml import Gpu
+from exitbench.profiles.schema import (
+    ACTUATORS,
+    COVERS,
+    MATCH_KEYS,
+    METERS,
+    PEAKS,
+    ClockDomain,
+    Cores,
+    OperatingPoint,
+    Power,
+    Profile,
+    Rails,
+)
 from fake_machine import Card, fake_nvml
 
 SOURCE = re.compile(r'source = "((?:[^"\\]|\\.)*)"')
@@ -141,3 +155,42 @@ def test_a_machine_that_nothing_fits_gets_no_profile_and_a_reason() -> None:
     chosen = hardware_profile("auto", "cpu", Machine(machine="riscv64"))
     assert chosen.profile is None
     assert "no shipped hardware profile fits" in chosen.why
+
+
+def guide(checkout: Path) -> str:
+    return (checkout / "docs/hardware.md").read_text(encoding="utf-8")
+
+
+def test_the_example_in_the_guide_is_a_profile(checkout: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```toml\n(.*?)^```", guide(checkout), re.DOTALL | re.MULTILINE)
+    file = tmp_path / "my-board.toml"
+    file.write_text(example, encoding="utf-8")
+    profile = load_profile(file)
+    assert profile.power["cpu"].active_w.value == 71
+    quiet = find_point(profile, "cpu", "quiet")
+    assert dvfs_of(profile, "cpu").power_w(quiet) == 31
+
+
+def test_the_guide_tells_every_key_and_every_profile(checkout: Path) -> None:
+    parts = (Profile, Power, Rails, ClockDomain, Cores, OperatingPoint)
+    keys = {each.name for part in parts for each in fields(part)} - {"path", "match"}
+    keys |= {*PEAKS, *MATCH_KEYS, *METERS, *ACTUATORS, *COVERS, *DEFAULTS} - {"switch_ms"}
+    keys |= {"efficiency", "bandwidth_efficiency", "launch_ms", "static_w", *list_profiles()}
+    prose = re.sub(r"^```.*?^```", "", guide(checkout), flags=re.DOTALL | re.MULTILINE)
+    told = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", prose))))
+    assert keys - told == set()
+
+
+def test_detect_reads_the_power_sensors_of_a_jetson(tmp_path: Path) -> None:
+    tree = tmp_path / "proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree / "model").write_text("NVIDIA Jetson Orin Nano Super Developer Kit\0")
+    sensors = tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
+    sensors.mkdir(parents=True)
+    for channel, rail in enumerate(("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"), start=1):
+        (sensors / f"in{channel}_label").write_text(f"{rail}\n")
+        (sensors / f"in{channel}_input").write_text("5000\n")
+        (sensors / f"curr{channel}_input").write_text("700\n")
+    text = detected(tmp_path, fake_nvml(driver=False))
+    assert "INA3221 power sensors (rails VDD_IN, read every 50 ms): usable, updates every" in text
+    assert "jetson-orin-nano: " in text

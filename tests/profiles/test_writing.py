@@ -23,9 +23,7 @@ def test_every_shipped_profile_comes_back_from_its_text(name: str, tmp_path: Pat
 
 
 @given(
-    words=st.text(st.characters(codec="utf-8"), min_size=1).filter(
-        str.strip
-    ),
+    words=st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip),
     watts=st.floats(1e-9, 1e12),
 )
 def test_any_text_and_number_comes_back(
