@@ -6,9 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from exitbench.harness.clocks import sysfs
 
 if TYPE_CHECKING:
     from pipeline_fixtures import Inputs
+
+
+@pytest.fixture(autouse=True)
+def no_clock_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sets a clock, or switches a core, of the machine that it runs on."""
+    real = sysfs.put_text
+
+    def put_text(path: Path, text: str) -> None:
+        assert Path("/sys") not in path.resolve().parents, f"a test writes {path}"
+        real(path, text)
+
+    monkeypatch.setattr(sysfs, "put_text", put_text)
 
 
 @pytest.fixture(scope="session")

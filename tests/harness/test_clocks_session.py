@@ -364,7 +364,7 @@ def test_a_journal_from_before_a_reboot_stands_in_nobodys_way(
         assert not journal.exists()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25)
 @given(
     asked=st.lists(
         st.fixed_dictionaries(
