@@ -175,7 +175,8 @@ def _ticks(
         waiting = [number for number, each in enumerate(found) if each is None]
         if not waiting:
             break
-        _pause([counters[number] for number in waiting], [last[n] for n in waiting], sleep)
+        shortest_s = min(counters[number].period.seconds for number in waiting)
+        _pause(shortest_s, waited_s, [last[number] for number in waiting], sleep)
         for number in range(len(counters)) if latest else waiting:
             _look(counters[number], number, last, found)
     return [
@@ -207,11 +208,12 @@ def _tick(before: Stamp, after: Stamp, period_s: float) -> Tick:
     return Tick(after.joules, earliest_s, after.end_s, updates, rate_w)
 
 
-def _pause(counters: Sequence[Counter], last: Sequence[Stamp | str], sleep: Sleep) -> None:
-    # A read that takes long is not followed by the next at once.
-    took_s = [each.end_s - each.begin_s for each in last if isinstance(each, Stamp)]
-    shortest_s = min(counter.period.seconds for counter in counters) / POLLS
-    sleep(max(shortest_s, max(took_s, default=0.0), SHORTEST_PAUSE_S))
+def _pause(period_s: float, waited_s: float, last: Sequence[Stamp | str], sleep: Sleep) -> None:
+    # A read that takes long is not followed by the next at once, and a counter that is late is
+    # looked at less and less.
+    took_s = max((each.end_s - each.begin_s for each in last if isinstance(each, Stamp)), default=0)
+    late_s = waited_s if waited_s > 2 * period_s else 0.0
+    sleep(max((period_s + late_s) / POLLS, took_s, SHORTEST_PAUSE_S))
 
 
 def _read(counter: Counter) -> Stamp | str:
