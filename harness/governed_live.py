@@ -47,7 +47,11 @@ def governed(
     def governing(
         prices: Prices, points: tuple[Point, ...] | None, session: ClockSession | None
     ) -> Governing:
-        costs = operating_table(table, prices, profile, device_class, busy=busy, points=points)
+        known = directory.manifest.get("hardware", {})
+        costs = operating_table(
+            table, prices, profile, device_class, busy=busy, points=points,
+            idle_w=known.get("idle_w"), idle_source=known.get("idle_source") or "modelled",
+        )  # fmt: skip
         deadline_s = None if config.deadline_ms is None else config.deadline_ms * 1e-3
         assert config.governor is not None
         point = config.operating_point

@@ -58,7 +58,22 @@ def operating_table(
         ExitbenchError: the prices are of another batch size, or lack latencies.
     """
     _check(table, prices)
-    points = points_of(profile, device_class) if points is None else tuple(points)
+    if points is None:
+        points = _own_points(table, prices, profile, device_class)
+    model = _model(profile, device_class, busy, points)
+    costs, notes = _costs(table, prices, profile, device_class, points, model)
+    return OperatingTable(
+        costs,
+        model.idle_w if idle_w is None else idle_w,
+        model.switch_s,
+        "modelled" if idle_w is None else idle_source,
+        (*notes, *model.assumptions),
+    )
+
+
+def _model(
+    profile: Profile, device_class: str, busy: float, points: Sequence[Point]
+) -> Dvfs:
     if not points:
         raise NothingToGovern(
             f"hardware profile {profile.name} knows no clock levels of the {device_class.upper()}, "
@@ -66,28 +81,59 @@ def operating_table(
             f"{profile.path}, or give another --hardware."
         )
     try:
-        model = dvfs_of(profile, device_class, busy=busy)
+        return dvfs_of(profile, device_class, busy=busy)
     except ExitbenchError as error:
         raise NothingToGovern(str(error)) from error
+
+
+def _own_points(
+    table: CostTable, prices: Prices, profile: Profile, device_class: str
+) -> tuple[Point, ...]:
+    """The points of the profile; those that were measured where they are no levels of it.
+
+    A profile's levels are a fallback: two or more measured ones that it does not have show that
+    the device has a list of its own.
+    """
+    listed = points_of(profile, device_class)
+    frame = table.frame
+    rows = frame[
+        (frame["precision"] == prices.precision)
+        & (frame["batch_size"] == 1)
+        & (frame["operating_point"] != DEFAULT)
+        & frame["clock_mhz"].notna()
+    ]
+    clocks = dict(zip(rows["operating_point"].astype(str), rows["clock_mhz"], strict=True))
+    strange = [name for name in clocks if _placed(name, profile, device_class, listed) is None]
+    if not strange or len(clocks) < 2:
+        return listed
+    top = max(clocks.values())
+    return tuple(
+        Point(name, {device_class: mhz}, mhz / top)
+        for name, mhz in sorted(clocks.items(), key=lambda item: item[1])
+    )
+
+
+def _costs(
+    table: CostTable,
+    prices: Prices,
+    profile: Profile,
+    device_class: str,
+    points: Sequence[Point],
+    model: Dvfs,
+) -> tuple[tuple[PointCosts, ...], list[str]]:
+    """The costs of every point, measured or modelled, and what was assumed for them."""
     measured, notes = _measured(table, prices, profile, device_class, points)
     top = points[-1]
     base = measured.get(top.name, prices)
-    costs = []
-    for point in points:
-        found = measured.get(point.name)
-        if found is None:
-            costs.append(_modelled(base, model, point, top))
-        else:
-            costs.append(_point(found, point, model.power_w(point)))
     if base is prices:
-        notes = [TOP_ASSUMED, *notes]
-    return OperatingTable(
-        tuple(costs),
-        model.idle_w if idle_w is None else idle_w,
-        model.switch_s,
-        "modelled" if idle_w is None else idle_source,
-        (*notes, *model.assumptions),
+        notes.insert(0, TOP_ASSUMED)
+    costs = tuple(
+        _point(measured[point.name], point, model.power_w(point))
+        if point.name in measured
+        else _modelled(base, model, point, top)
+        for point in points
     )
+    return costs, notes
 
 
 def _check(table: CostTable, prices: Prices) -> None:

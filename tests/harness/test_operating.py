@@ -136,6 +136,16 @@ def test_a_measured_point_of_another_device_is_left_out_and_named(tmp_path):
     assert any("'333 MHz'" in note for note in found.notes)
 
 
+def test_measured_levels_that_the_profile_does_not_have_are_the_devices_own_list(tmp_path):
+    low = with_energy(3.0, "measured", point="400 MHz", factor=2.0, clock_mhz=400)
+    high = with_energy(9.0, "measured", point="1600 MHz", factor=0.7, clock_mhz=1600)
+    found = table_and_points(tmp_path, with_energy(7.0, "measured"), high, low)
+    assert [(p.name, p.f_ratio) for p in found.points] == [("400 MHz", 0.25), ("1600 MHz", 1.0)]
+    assert [p.power_w for p in found.points] == pytest.approx([3.0, 9.0])
+    assert found.energy_source == "measured"
+    assert found.points[0].clock_mhz == {"cpu": 400}
+
+
 def test_idle_power_is_the_profiles_unless_it_was_measured(tmp_path):
     assert table_and_points(tmp_path, rows()).idle_w == 2
     assert table_and_points(tmp_path, rows()).idle_source == "modelled"
