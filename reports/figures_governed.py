@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .governed import (
     CLAIMS,
@@ -14,6 +16,7 @@ from .governed import (
     deadline_words,
     governors,
     groups,
+    keeps_latency,
     one,
     settings,
     sources,
@@ -35,8 +38,6 @@ MARKERS = {
     "deadline": "P",
     "deadline-safe": "X",
 }
-LATE = 0.01
-"""Share of late requests from which a point is drawn hollow."""
 
 
 def governed_energy(view: View, governed: Governed) -> Picture | Absent:
@@ -51,7 +52,7 @@ def governed_energy(view: View, governed: Governed) -> Picture | Absent:
     for axis, precision in zip(axes, shown, strict=True):
         _bars(axis, lists[precision], claims(governed, precision), first=axis is axes[0])
         axis.set_title(f"{precision}, deadline {deadline_words(governed, precision)}")
-        axis.set_xlabel(f"energy per request (mJ)\n{_source_words(governed, precision)}")
+        axis.set_xlabel(_axis_label(governed, precision))
     figure.legend(handles=_legend(governed), loc="outside lower left", ncols=2, handlelength=3.2)
     alt = (
         f"Bar chart, {len(shown)} panel(s) ({', '.join(shown)}): energy per request of the full "
@@ -66,13 +67,23 @@ def _file(governed: Governed) -> str:
     return f"governed-{governed.hardware}.csv"
 
 
-def _source_words(governed: Governed, precision: str | None) -> str:
-    """Sources of the energies; told apart by the clock where top and governed differ."""
+def _source_words(governed: Governed, precision: str | None, column: str = "energy_source") -> str:
+    """Sources of the energies (or latencies); told by the clock where top and governed differ."""
     rows = settings(governed, precision)
-    top = sources([row for row in rows if not row["governor"]])
+    top = sources([row for row in rows if not row["governor"]], column)
     rest = [row for row in rows if row["governor"]]
-    other = sources(rest)
+    other = sources(rest, column)
     return top if not rest or other == top else f"{top} at the top clock, {other} with a governor"
+
+
+def _axis_label(governed: Governed, precision: str | None) -> str:
+    """What the energy axis shows, and where its values come from."""
+    words = _source_words(governed, precision)
+    return f"energy per request (mJ{', ' if len(words) < 20 else ','}{_fold(words)})"
+
+
+def _fold(words: str) -> str:
+    return words if len(words) < 20 else f"\n{words}"
 
 
 def claims(governed: Governed, precision: str) -> list[tuple[str, float, float]]:
@@ -180,12 +191,13 @@ def _legend(governed: Governed) -> list[Any]:
 def _energy_caption(governed: Governed) -> str:
     facts = governed.facts
     parts = [
-        "For every policy the cheapest setting within the allowed accuracy loss, and for all the "
-        "same time per request: who is done early is idle until the deadline. Percentages are "
-        "shares of the full network's energy at the top clock in that precision; late is the share "
-        "of requests that took longer than the deadline.",
+        "For every policy and governor the setting that needs least energy within the allowed "
+        "accuracy loss (chosen on the calibration split), and for all the same time per request: "
+        "who is done early is idle until the deadline. Percentages are shares of the full "
+        "network's energy at the top clock in that precision; late is the share of requests that "
+        "took longer than the deadline.",
         f"Energy is {_source_words(governed, None)}; latency is "
-        f"{sources(governed.rows, 'latency_source')}.",
+        f"{_source_words(governed, None, 'latency_source')}.",
     ]
     if any(claims(governed, precision) for precision in ordered_precisions(governed.rows)):
         parts.append("The lines are what the paper claims for predictive exit with its governor.")
@@ -199,13 +211,14 @@ def accuracy_energy_clocks(view: View, governed: Governed) -> Picture | Absent:
     if governed.rows["energy_mj"].isna().all():
         return Absent(title, f"{_file(governed)} holds no energy of any policy: no power is known.")
     shown = ordered_precisions(governed.rows)
-    figure, axes = canvas(11, 5.2, 1, len(shown), sharex=True, sharey=True)
+    figure, axes = canvas(11, 1.7 + 2.2 * len(shown), len(shown), 1, sharex=True, sharey=True)
     for axis, precision in zip(axes, shown, strict=True):
         _points(axis, settings(governed, precision))
-        axis.set_title(precision)
-        axis.set_xlabel(f"energy per request (mJ)\n{_source_words(governed, precision)}")
-    axes[0].set_ylabel("Accuracy on the test split (%)")
-    axes[0].set_xlim(0, 1.06 * float(governed.rows["energy_mj"].max()))
+        axis.set_title(f"{precision}, deadline {deadline_words(governed, precision)}")
+        axis.set_ylabel("accuracy (%)")
+        axis.margins(y=0.2)
+    axes[-1].set_xlabel(_axis_label(governed, None))
+    _energy_axis(axes[-1], governed.rows["energy_mj"].dropna())
     figure.legend(handles=_clock_legend(governed), loc="outside lower left", ncols=4)
     alt = (
         f"Scatter chart, {len(shown)} panel(s) ({', '.join(shown)}): accuracy in percent against "
@@ -213,12 +226,24 @@ def accuracy_energy_clocks(view: View, governed: Governed) -> Picture | Absent:
         f"governor; {_source_words(governed, None)}."
     )
     caption = (
-        "A policy keeps its accuracy whatever the clocks, so its points lie side by side: the "
-        "further left, the better the clocks were set. Energy includes idle until the deadline "
-        f"and is {_source_words(governed, None)}. Hollow: more than {percent(LATE, 0)} of the "
-        "requests late, so not of equal latency."
+        "For every policy and governor the setting that needs least energy within the allowed "
+        "accuracy loss, chosen on the calibration split: the further left along its thin line, the "
+        "better the clocks were set. Energy includes idle until the deadline and is "
+        f"{_source_words(governed, None)}. Hollow: clearly more often late than the same policy at "
+        "the top clock, so not of equal latency."
     )
     return Picture(figure, title, alt, caption)
+
+
+def _energy_axis(axis: Axes, energies: pd.Series) -> None:
+    """The range of the energies, logarithmic where they span more than a factor of four."""
+    low, high = float(energies.min()), float(energies.max())
+    if low > 0 and high / low > 4:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlim(0.93 * low, 1.05 * high)
 
 
 def _points(axis: Axes, rows: list[Setting]) -> None:
@@ -230,12 +255,12 @@ def _points(axis: Axes, rows: list[Setting]) -> None:
         order = sorted(range(len(own)), key=ends.__getitem__)
         axis.plot([ends[i] for i in order], [level[i] for i in order], color=FAINT, linewidth=1)
         for row, x, y in zip(own, ends, level, strict=True):
-            late = (row["missed"] or 0) > LATE
+            late = not keeps_latency(rows, row)
             axis.plot(
                 x,
                 y,
                 MARKERS.get(row["governor"], "*"),
-                markersize=8,
+                markersize=8.5,
                 markerfacecolor="white" if late else colour,
                 markeredgecolor=colour if late else "white",
                 markeredgewidth=1.6 if late else 0.6,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .origin import profiled_here
 from .picture import Absent, Picture
@@ -65,7 +65,7 @@ def roofline(view: View) -> Picture | Absent:
     if not any(compute_roofs(peaks, p) for p in shown) and "bandwidth_gb_s" not in peaks:
         return Absent(TITLE, _no_roofs(view, peaks))
     figure, axes = canvas(11, 5, 1, len(shown), sharex=True, sharey=True)
-    span = _span(points)
+    span = _span(points, peaks, shown)
     for axis, precision in zip(axes, shown, strict=True):
         _panel(axis, points[points["precision"] == precision], peaks, precision, span)
     axes[0].set_ylabel(f"reached (GFLOP/s; int8: GOP/s){latency_note(rows)}")
@@ -122,9 +122,14 @@ def _no_roofs(view: View, peaks: Mapping[str, Roof]) -> str:
     )
 
 
-def _span(points: pd.DataFrame) -> tuple[float, float]:
-    """The range of intensities that the axis shows, (low, high)."""
-    return 0.5 * float(points["intensity"].min()), 3.0 * float(points["intensity"].max())
+def _span(points: pd.DataFrame, peaks: Mapping[str, Roof], shown: list[str]) -> tuple[float, float]:
+    """The range of intensities to show, (low, high): the points and where the roofs meet."""
+    found = [float(points["intensity"].min()), float(points["intensity"].max())]
+    memory = peaks.get("bandwidth_gb_s")
+    if memory is not None:
+        roofs = [roof for precision in shown for _, roof in compute_roofs(peaks, precision)]
+        found += [roof.value / memory.value for roof in roofs]
+    return 0.5 * min(found), 2.5 * max(found)
 
 
 def _panel(
@@ -161,10 +166,12 @@ def _panel(
     _roof_lines(axis, peaks, precision, span)
     axis.set_xscale("log")
     axis.set_yscale("log")
-    for one in (axis.xaxis, axis.yaxis):
+    for one, subs in ((axis.xaxis, (1.0, 2.0, 5.0)), (axis.yaxis, (1.0,))):
+        one.set_major_locator(LogLocator(subs=subs))
         one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.set_minor_formatter(NullFormatter())
     axis.set_xlim(*span)
+    axis.margins(y=0.12)
     axis.set_title(precision)
     axis.set_xlabel("arithmetic intensity (FLOP per byte)")
 
@@ -244,8 +251,9 @@ def _caption(
         parts.append(f"{left} units without arithmetic, bytes or latency are not drawn.")
     threads = rows["threads"].dropna()
     if len(threads) and not str(view.place.get("device") or "cpu").startswith("cuda"):
+        used = int(threads.iloc[0])
         parts.append(
-            f"The run used {int(threads.iloc[0])} thread(s); the roofs are those of the profile "
+            f"The run used {used} thread{'s' if used != 1 else ''}; the roofs are those of "
             f"{(view.run.manifest.get('hardware') or {}).get('profile')}."
         )
     return " ".join(parts)

@@ -34,8 +34,8 @@ def scenarios(view: View) -> Picture | Absent:
     figure, axes = canvas(11, height, 1, len(shown), sharey=True)
     for axis, scene in zip(axes, shown, strict=True):
         _panel(axis, lists[scene], roles, names)
-        axis.set_title(scene_words(scene))
-        axis.set_xlabel("energy per hour (J)")
+        axis.set_title("continuous" if scene is None else f"every {scene:g} ms")
+        axis.set_xlabel("energy per hour (kJ)")
     middle = (len(names) - 1) / 2
     places = [i * (len(names) + 0.5) + middle for i in range(len(roles))]
     axes[0].set_yticks(places, [role_label(role) for role in roles])
@@ -59,7 +59,7 @@ def source_words(rows: pd.DataFrame) -> str:
 
 
 def _panel(axis: Axes, rows: list[Setting], roles: list[str], names: list[str]) -> None:
-    values = [r["energy_per_hour_j"] for r in rows if r["energy_per_hour_j"] is not None]
+    values = [1e-3 * r["energy_per_hour_j"] for r in rows if r["energy_per_hour_j"] is not None]
     for row in rows:
         place = roles.index(row["role"]) * (len(names) + 0.5) + names.index(row["precision"])
         _bar(axis, place, row)
@@ -70,14 +70,17 @@ def _panel(axis: Axes, rows: list[Setting], roles: list[str], names: list[str]) 
 
 
 def _bar(axis: Axes, place: float, row: Setting) -> None:
-    energy = row["energy_per_hour_j"]
+    hour_j = row["energy_per_hour_j"]
     colour, _ = PRECISION_LOOKS.get(row["precision"], (GREY, ""))
     words: dict[str, Any] = {"va": "center", "fontsize": 8}
-    if energy is None:
+    if hour_j is None:
         axis.text(0.01, place, "not available", transform=axis.get_yaxis_transform(), **words)
         return
+    energy = 1e-3 * hour_j
     idle = energy * (idle_share(row) or 0.0)
-    axis.barh(place, energy - idle, 0.84, color=colour, linewidth=0)
+    # Faint: it does not do the same work as the others.
+    alpha = 1.0 if row["keeps_up"] else 0.3
+    axis.barh(place, energy - idle, 0.84, color=colour, linewidth=0, alpha=alpha)
     if idle > 0:
         look: dict[str, Any] = {"facecolor": "white", "edgecolor": colour, "linewidth": 0.7}
         axis.barh(place, idle, 0.84, left=energy - idle, hatch="/////", **look)
@@ -90,8 +93,13 @@ def _end_words(row: Setting) -> str:
     if not row["keeps_up"]:
         return "cannot keep up"
     if row["scene"] == "continuous":
-        return f"{count(row['requests_per_hour'])} requests"
-    return figures(row["energy_per_hour_j"])
+        return f"{_brief(row['requests_per_hour'])} requests"
+    return figures(1e-3 * row["energy_per_hour_j"])
+
+
+def _brief(value: float) -> str:
+    """A count in few figures: ``1.94 M``."""
+    return f"{figures(value / 1e6)} M" if value >= 1e6 else count(float(f"{value:.3g}"))
 
 
 def _legend(names: list[str]) -> list[Any]:
@@ -113,7 +121,7 @@ def _caption(rows: pd.DataFrame, hidden: int) -> str:
     late = rows[rows["keeps_up"] == 0]
     if len(late):
         text += (
-            " Cannot keep up: a request takes longer than the period; the bar is that of its own "
-            "continuous rate."
+            " Cannot keep up: a request takes longer than the period; its faint bar is that of "
+            "its own continuous rate."
         )
     return text + (f" {hidden} more scenes stand in the table." if hidden > 0 else "")

@@ -25,9 +25,14 @@ MOST_FLAGS = 3
 
 
 def energy_findings(view: View) -> list[str]:
-    """Governors at equal latency, energy on a schedule, and marked windows."""
-    found = [sentence for governed in view.run.governed for sentence in _governed(view, governed)]
+    """Governors of the first hardware at equal latency, energy on a schedule, marked windows."""
+    found = [sentence for own in view.run.governed[:1] for sentence in _governed(view, own)]
     return [*found, *_scenes(view), *_flags(view)]
+
+
+def other_hardware(view: View) -> list[str]:
+    """What governors bring on the other hardware: beside its figures, not among the findings."""
+    return [sentence for other in view.run.governed[1:] for sentence in _governed(view, other)]
 
 
 def _precision(view: View, governed: Governed) -> str:
@@ -79,8 +84,9 @@ def _compared(governed: Governed, row: Setting, other: Setting) -> tuple[str, st
     if least is None:
         return "open", f"{size} (modelled, and the model's error is not stated)"
     if abs(ratio - 1) < least:
-        what = "the model's own error of" if least > NOTICEABLE else "the"
-        return "same", f"{size}, within {what} ±{percent(least, 0)} that are not told apart"
+        error = f"the model's own error of ±{percent(least, 0)}"
+        why = error if least > NOTICEABLE else f"±{percent(least, 0)}, too little to tell apart"
+        return "same", f"{size}, which is within {why}"
     return ("less" if ratio < 1 else "more"), size
 
 
@@ -198,7 +204,7 @@ def _scene(view: View, rows: list[Setting], scene: float, precision: str | None)
     if abs(ratio - 1) < NOTICEABLE:
         return f"{start} makes no difference that counts: {change(ratio, 1)} energy per request."
     only = "only " if idle > 0.5 and ratio < 1 else ""
-    return f"{start} needs {only}{saving(ratio, 'energy')} per request."
+    return f"{start} brings {only}{saving(ratio, 'energy')} per request."
 
 
 def _flags(view: View) -> list[str]:

@@ -22,7 +22,10 @@ GOVERNOR_WORDS = {
     "deadline": "deadline",
     "deadline-safe": "deadline, safe",
 }
-POLICIES = ("full", "every-exit", "every-exit-best")
+POLICIES = ("full", "every-exit", "every-exit-best", "fixed")
+RIVALS = ("full", "every-exit-best", "fixed")
+"""Policies that are shown with governors too; every-exit from exit 1 never beats its best start."""
+
 CLAIMS = {
     "claim_vs_full": ("full", "the full network"),
     "claim_vs_every_exit": ("every-exit", "early exit"),
@@ -32,9 +35,10 @@ CLAIMS = {
 NOTICEABLE = 0.02
 """Energies closer than this share are not told apart, even if all are measured."""
 
-LATE_TOLERANCE = 0.001
+LATE_TOLERANCE = 0.02
 """Share of requests (0..1) by which a governor may be late more often than the top clock is and
-still counts as of equal latency: a single sample in a thousand."""
+still counts as of equal latency: govern allows 0.01 on the calibration split, where it chooses, and
+the test split has its own luck."""
 
 
 def settings(governed: Governed, precision: str | None = None) -> list[Setting]:
@@ -78,7 +82,7 @@ def groups(governed: Governed, precision: str) -> list[tuple[str, list[Setting]]
     for role in PREDICTIVE:
         found.append((f"{ROLE_WORDS[role]}, governed", pick((role,), names[1:])))
     rivals = [name for name in ("fixed", "deadline") if name in names]
-    found.append(("rivals, governed", pick(POLICIES, rivals)))
+    found.append(("rivals, governed", pick(RIVALS, rivals)))
     return [(heading, members) for heading, members in found if members]
 
 

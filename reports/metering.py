@@ -76,6 +76,9 @@ def _meter(view: View) -> list[str]:
 
 
 def _tier(view: View) -> list[str]:
+    source = energy_source(view.test)
+    if source == "modelled":
+        return ["Modelled energy needs no windows: it is power times time."]
     tier = hardware(view).get("tier")
     done = list(dict.fromkeys(str(e["tier"]) for _, _, e in profiles(view) if e.get("tier")))
     if not tier and not done:
@@ -84,8 +87,8 @@ def _tier(view: View) -> list[str]:
     text = f"Windows: {listing([TIER_WORDS.get(name, name) for name in names])}."
     if tier and done and done != [tier]:
         text += f" Asked for was {tier}."
-    if "modelled" in energy_source(view.test):
-        text += " Modelled energy needs no windows: it is power times time."
+    if "modelled" in source:
+        text += " What is modelled needs no windows: it is power times time."
     return [text]
 
 
@@ -124,7 +127,7 @@ def _own_cost(view: View) -> list[str]:
 
 
 def _residues(view: View) -> list[str]:
-    """The sum over the layers against the whole network, in latency and energy."""
+    """The sum over the layers against the whole network, in latency and measured energy."""
     parts = []
     for key, entry, _ in profiles(view):
         whole = mapping(entry.get("whole"))
@@ -132,6 +135,8 @@ def _residues(view: View) -> list[str]:
             f"{percent(share)} in {noun}"
             for noun, quantity in (("latency", "latency_ms"), ("energy", "energy_mj"))
             if (share := residue(whole, quantity)) is not None
+            # A modelled energy is power times time: its residue would say the same twice.
+            and (noun == "latency" or whole.get("energy_source") == "measured")
         ]
         if said:
             parts.append(f"{key}: {listing(said)}")

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from .choice import chosen_from
 from .figures import names_of
 from .findings import findings, headline, limits, verdict
+from .findings_energy import other_hardware
 from .metering import flagged, hardware, how_measured, modelled_clocks
 from .origin import device_words, profiled_here
 from .picture import Absent, Picture
@@ -77,6 +78,7 @@ def page(
         metering=how_measured(view),
         flags=flagged(view),
         clock_models=modelled_clocks(view),
+        clock_findings=other_hardware(view),
         layer_tables=[t for name, t in tables.items() if name.startswith("stat_each_layer_")],
         source=energy_source(view.test),
         families=_families(view),
@@ -145,9 +147,11 @@ def tiles(view: View) -> list[Tile]:
 def _figures(
     view: View, shown: dict[str, dict[str, Any]], names: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """The figures of a section, those of several hardwares one after another."""
-    every = [one for name in names for one in names_of(view, name)]
-    return [shown[name] | {"name": name} for name in every]
+    """The figures of a section; where it has some per hardware, hardware by hardware."""
+    lists = [names_of(view, name) for name in names]
+    if len({len(found) for found in lists}) == 1:
+        lists = [list(found) for found in zip(*lists, strict=True)]
+    return [shown[name] | {"name": name} for found in lists for name in found]
 
 
 def _figure(picture: Picture | Absent, svg: str) -> dict[str, Any]:

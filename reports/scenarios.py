@@ -7,7 +7,6 @@ import math
 import pandas as pd
 
 from .view import ROLE_WORDS, Setting, canonical_role, records
-from .words import figures
 
 Scene = float | None
 """A scene by its period in ms; None: continuous."""
@@ -24,7 +23,7 @@ def scenes(rows: pd.DataFrame) -> list[Scene]:
 
 def scene_words(scene: Scene) -> str:
     """A scene as a heading."""
-    return "continuous" if scene is None else f"a request every {figures(scene)} ms"
+    return "continuous" if scene is None else f"a request every {scene:,g} ms"
 
 
 def policies(rows: pd.DataFrame, scene: Scene) -> list[Setting]:

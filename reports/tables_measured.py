@@ -85,7 +85,7 @@ def _metered_cells(view: View, row: Setting) -> list[str]:
     scene, period = str(row.get("scene") or "continuous"), row.get("period_ms")
     return [
         run_label(view, row),
-        f"every {figures(period)} ms" if scene == "periodic" else scene,
+        f"every {period:,g} ms" if scene == "periodic" else scene,
         _clock_words(row),
         f"{figures(row.get('latency_ms'))}{source_note(LATENCY, row)}",
         percent(row.get("missed")),

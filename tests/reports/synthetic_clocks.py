@@ -184,7 +184,7 @@ def hardware_facts(plan: Plan) -> dict[str, Any]:
 def profile_facts(plan: Plan, cost: pd.DataFrame, precision: str) -> dict[str, Any]:
     """What profiling says of one precision: how, and the whole network beside its layers."""
     own = cost[(cost.precision == precision) & cost.kind.isin(("segment", "classifier"))]
-    whole: dict[str, Any] = {}
+    whole: dict[str, Any] = {"energy_source": plan.energy_source}
     for quantity in ("latency_ms", "energy_mj"):
         known = own[quantity].notna().all()
         parts = float(own[quantity].sum()) if known else None
