@@ -21,6 +21,7 @@ from .style import save, styled
 from .view import View
 
 Draw = Callable[[View], Picture | Absent]
+DrawOn = Callable[[View, Governed], Picture | Absent]
 
 FIGURES: dict[str, Draw] = {
     "accuracy_energy": energy_tradeoff,
@@ -38,7 +39,7 @@ FIGURES: dict[str, Draw] = {
 }
 """Figures that a report has once."""
 
-PER_HARDWARE: dict[str, tuple[str, Callable[[View, Governed], Picture | Absent]]] = {
+PER_HARDWARE: dict[str, tuple[str, DrawOn]] = {
     "governed_energy": (ENERGY_TITLE, governed_energy),
     "accuracy_energy_clocks": (CLOCKS_TITLE, accuracy_energy_clocks),
 }
@@ -60,8 +61,12 @@ def figures_of(view: View) -> dict[str, Draw]:
         if not view.run.governed:
             found[name] = partial(_absent, title)
         for governed in view.run.governed:
-            found[f"{name}_{governed.hardware}"] = partial(draw, governed=governed)
+            found[f"{name}_{governed.hardware}"] = partial(_on, draw, governed)
     return found
+
+
+def _on(draw: DrawOn, governed: Governed, view: View) -> Picture | Absent:
+    return draw(view, governed)
 
 
 def _absent(title: str, view: View) -> Absent:

@@ -114,7 +114,7 @@ def _bars(
         start = len(labels)
         for row in rows:
             _bar(axis, len(labels), row)
-            labels.append(_label(heading, row))
+            labels.append(_label(row))
         if rows[0]["governor"] and rows[0]["role"] in PREDICTIVE:
             for column, _, energy in claimed:
                 colour, line = CLAIM_LOOKS[column]
@@ -131,19 +131,18 @@ def _bars(
     axis.grid(False, axis="y")
 
 
-def _label(heading: str, row: Setting) -> str:
+def _label(row: Setting) -> str:
     if not row["governor"]:
         return role_label(row["role"])
-    if row["role"] in PREDICTIVE:
-        return GOVERNOR_WORDS.get(row["governor"], row["governor"])
-    return f"{role_label(row['role'])}: {GOVERNOR_WORDS.get(row['governor'], row['governor'])}"
+    words = GOVERNOR_WORDS.get(str(row["governor"]), str(row["governor"]))
+    return words if row["role"] in PREDICTIVE else f"{role_label(row['role'])}: {words}"
 
 
 def _bar(axis: Axes, place: int, row: Setting) -> None:
     energy, busy = row["energy_mj"], row["busy_energy_mj"]
     if energy is None:
-        words = {"fontsize": 8.5, "va": "center", "transform": axis.get_yaxis_transform()}
-        axis.text(0.01, place, "not available", **words)
+        where: dict[str, Any] = {"va": "center", "transform": axis.get_yaxis_transform()}
+        axis.text(0.01, place, "not available", fontsize=8.5, **where)
         return
     colour = GREY if row["role"] == "full" else look_of(LOOKS, row["role"]).colour
     solid = energy if busy is None else min(busy, energy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -74,7 +74,7 @@ def groups(governed: Governed, precision: str) -> list[tuple[str, list[Setting]]
     order = {role: place for place, role in enumerate((*POLICIES, *PREDICTIVE))}
     names = ["", *governors(governed)]
 
-    def pick(roles: tuple[str, ...], chosen: list[str]) -> list[Setting]:
+    def pick(roles: tuple[str, ...], chosen: Sequence[str]) -> list[Setting]:
         found = [r for r in rows if r["role"] in roles and r["governor"] in chosen]
         return sorted(found, key=lambda r: (order[r["role"]], names.index(r["governor"])))
 

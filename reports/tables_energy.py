@@ -93,13 +93,13 @@ def scenarios_table(view: View) -> Table | None:
     rows = view.run.scenarios
     if rows is None:
         return None
-    cells = []
+    cells: list[list[str]] = []
     for scene in scenes(rows):
         for row in policies(rows, scene):
             keeps = "yes" if row["keeps_up"] else "no"
             cells.append(
                 [
-                    ROLE_WORDS.get(row["role"], row["role"]),
+                    ROLE_WORDS[row["role"]],
                     str(row["precision"]),
                     scene_words(scene),
                     percent(row["accuracy"]),
