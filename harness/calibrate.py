@@ -79,6 +79,13 @@ class Bench:
         """``cpu`` or ``gpu``."""
         return "gpu" if self.device.type == "cuda" else "cpu"
 
+    @property
+    def working(self) -> float:
+        """Share of the logical CPUs that work; 1 on a GPU."""
+        if self.device_class == "gpu":
+            return 1.0
+        return min(1.0, self.threads / (os.cpu_count() or 1))
+
 
 def run_hardware_calibrate(
     config: HardwareCalibrateConfig,
@@ -137,34 +144,19 @@ def measure_machine(
         base: the fitting profile; says which clocks there may be.
         root, nvml, journal: as those of ``run_hardware_calibrate``.
     """
-    own, say = bench.device_class, bench.say
+    own = bench.device_class
     idle_w = _power(bench, time.sleep)
-    peaks: dict[str, Rate] = {}
-    loads: dict[str, Load] = {}
-    for key, words in product_formats(bench.device).items():
-        load, rate = fastest(products(words, bench.device), bench.seconds / 4, bench.synchronise)
-        loads[key], peaks[key] = load, rate
-        say(f"{key} = {rate.best * 1e-9:.4g} ({rate.words}, best of {rate.calls})")
-    # Without instructions of its own a format is slower than fp32, which is then no peak of it.
-    peaks = {
-        key: rate
-        for key, rate in peaks.items()
-        if key == "fp32_gflops" or rate.best > peaks["fp32_gflops"].best
-    }
-    copied = [
-        rate_of(load, bench.seconds / 2, bench.synchronise) for load in memory_loads(bench.device)
-    ]
-    peaks["bandwidth_gb_s"] = max(copied, key=lambda rate: rate.best)
-    say("; ".join(f"{rate.words}: {rate.best * 1e-9:.4g} GB/s" for rate in copied))
+    peaks, heavy = _peaks(bench)
     layer = convolution(bench.device)
     speed = rate_of(layer, bench.seconds / 2, bench.synchronise)
-    say(f"{speed.words}: {layer.amount / speed.typical * 1e3:.4g} ms")
-    heavy = loads["fp32_gflops"]
-    active_w = _power(bench, lambda seconds: _work(bench, heavy, seconds))
+    bench.say(f"{speed.words}: {layer.amount / speed.typical * 1e3:.4g} ms")
+    active_w = _power_under(bench, heavy)
     idle_w, active_w = _sound(bench, idle_w, active_w)
     actuator = _actuator(bench, base, root, nvml)
-    runs = () if actuator is None else _levels(bench, actuator, heavy, layer, journal)
-    processors = os.cpu_count() or 1
+    runs: tuple[LevelRun, ...] = ()
+    if actuator is not None:
+        watched = heavy if active_w is not None else None
+        runs = _levels(bench, actuator, watched, layer, journal)
     return Measured(
         device_class=own,
         date=datetime.now(UTC).date().isoformat(),
@@ -174,7 +166,7 @@ def measure_machine(
         load=heavy.words,
         idle_w=idle_w,
         active_w=active_w,
-        working=min(1.0, bench.threads / processors) if own == "cpu" else 1.0,
+        working=bench.working,
         peaks=peaks,
         convolution=speed,
         actuator="" if actuator is None else actuator.name,
@@ -183,6 +175,25 @@ def measure_machine(
         runs=runs,
         comments=tuple(_comments(bench, root)),
     )
+
+
+def _peaks(bench: Bench) -> tuple[dict[str, Rate], Load]:
+    """The peaks by name, and the fp32 product that saturates the device."""
+    peaks: dict[str, Rate] = {}
+    loads: dict[str, Load] = {}
+    for key, words in product_formats(bench.device).items():
+        load, rate = fastest(products(words, bench.device), bench.seconds / 4, bench.synchronise)
+        loads[key], peaks[key] = load, rate
+        bench.say(f"{key} = {rate.best * 1e-9:.4g} ({rate.words}, best of {rate.calls})")
+    # Without instructions of its own a format is slower than fp32, and then has no peak.
+    fp32 = peaks["fp32_gflops"].best
+    peaks = {key: rate for key, rate in peaks.items() if key == "fp32_gflops" or rate.best > fp32}
+    copied = [
+        rate_of(load, bench.seconds / 2, bench.synchronise) for load in memory_loads(bench.device)
+    ]
+    bench.say("; ".join(f"{rate.words}: {rate.best * 1e-9:.4g} GB/s" for rate in copied))
+    peaks["bandwidth_gb_s"] = max(copied, key=lambda rate: rate.best)
+    return peaks, loads["fp32_gflops"]
 
 
 def _check_target(path: Path) -> None:
@@ -240,6 +251,11 @@ def _power(bench: Bench, during: Callable[[float], object]) -> float | None:
     return median(powers) if powers else None
 
 
+def _power_under(bench: Bench, load: Load) -> float | None:
+    """Median watts under a load; None where nothing measures them."""
+    return _power(bench, lambda seconds: _work(bench, load, seconds))
+
+
 def _joules(reading: Reading, device_class: str) -> float | None:
     if {"module", "board"} & set(reading.joules):
         return reading.total_j
@@ -286,17 +302,17 @@ def _actuator(bench: Bench, base: Profile, root: Path, nvml: ModuleType | None) 
 
 
 def _levels(
-    bench: Bench, actuator: Actuator, heavy: Load, layer: Load, journal: Path | None
+    bench: Bench, actuator: Actuator, watched: Load | None, layer: Load, journal: Path | None
 ) -> tuple[LevelRun, ...]:
-    """Power and time at some clocks, the fastest first; all is put back."""
+    """Time of ``layer`` and power under ``watched`` at some clocks, rising; all is put back."""
     runs = []
     try:
         with ClockSession({actuator.domain: actuator}, journal=journal) as session:
             for mhz in reversed(_spread(actuator.levels())):
                 session.apply({actuator.domain: mhz})
-                _work(bench, heavy, min(_SETTLE_S, bench.seconds / 4))
+                _work(bench, layer, min(_SETTLE_S, bench.seconds / 4))
                 rate = rate_of(layer, bench.seconds / 2, bench.synchronise)
-                power_w = _power(bench, lambda seconds: _work(bench, heavy, seconds))
+                power_w = None if watched is None else _power_under(bench, watched)
                 runs.append(LevelRun(mhz, layer.amount / rate.typical, power_w))
                 watts = "" if power_w is None else f", {power_w:.4g} W"
                 bench.say(f"at {mhz:g} MHz: {runs[-1].time_s * 1e3:.4g} ms a convolution{watts}")

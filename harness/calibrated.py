@@ -10,7 +10,7 @@ import glob
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..profiles.detect import Machine
 from ..profiles.schema import (
@@ -27,7 +27,6 @@ from .loads import Rate
 COMMAND = "exitbench hardware calibrate"
 PRIORITY = 200
 _GIGA = 1e-9
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def calibrated_profile(name: str, base: Profile, machine: Machine, measured: Mea
         machine: whose name the rule of the profile asks for.
         measured: what was measured.
     """
-    taken = replace(_assumed(base, base.name), path=Path(), name=name, priority=PRIORITY)
+    taken: Profile = replace(_assumed(base, base.name), path=Path(), name=name, priority=PRIORITY)
     own = measured.device_class
     what, rule = _what(machine, own), _rule(machine, own)
     levels = _clock(taken.clocks.get(own, ClockDomain()), measured)
@@ -269,14 +268,14 @@ def _rule(machine: Machine, device_class: str) -> MatchRule | None:
     return None
 
 
-def _assumed(part: _T, base: str) -> _T:
+def _assumed(part: Any, base: str) -> Any:
     """The same with every figure marked as an assumption that was taken over."""
     if isinstance(part, Figure | Levels):
         return replace(part, source=_from(base, part.source), assumption=True)
     if isinstance(part, tuple):
-        return type(part)(_assumed(item, base) for item in part)  # type: ignore[return-value]
+        return tuple(_assumed(item, base) for item in part)
     if isinstance(part, dict):
-        return {key: _assumed(item, base) for key, item in part.items()}  # type: ignore[return-value]
+        return {key: _assumed(item, base) for key, item in part.items()}
     if not is_dataclass(part) or isinstance(part, type):
         return part
     changed: dict[str, Any] = {

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from ..profiles.schema import Figure, OperatingPoint, Profile
+from ..profiles.schema import Figure, OperatingPoint, Power, Profile
 from .errors import ExitbenchError
 
 _ADA = "an RTX 4090's 0.880 V at 210 MHz, 0.985 V at 2610 and 1.06 V at 3105"
@@ -152,20 +152,9 @@ def dvfs_of(profile: Profile, device_class: str, *, busy: float = 1.0) -> Dvfs:
             f"hardware profile {profile.name} ({profile.path}) states no {what}, so nothing can be "
             "said about its power over clocks. Add the figure, or choose another --hardware."
         )
-    figures = {**DEFAULTS, **profile.dvfs.get(device_class, {})}
-    most = 1 - figures["memory_time_share"].value
-    if figures["fixed_time_share"].value > most:  # the default beside a share from the profile
-        figures["fixed_time_share"] = replace(figures["fixed_time_share"], value=most)
-    if "static_w" not in figures:
-        figures["static_w"] = _static(power.idle_w, figures["memory_w"])
-    clock = profile.clocks.get(device_class)
-    if clock is not None and clock.switch_ms is not None:
-        figures["switch_ms"] = clock.switch_ms
+    figures = _figures(profile, device_class, power.idle_w)
     value = {key: figure.value for key, figure in figures.items()}
-    told = {"idle_w": power.idle_w, "active_w": power.active_w, **figures}
     voltages = _voltage_table(profile, device_class)
-    if voltages:
-        del told["voltage_floor"], told["voltage_knee"]
     return Dvfs(
         idle_w=power.idle_w.value,
         static_w=value["static_w"],
@@ -176,11 +165,7 @@ def dvfs_of(profile: Profile, device_class: str, *, busy: float = 1.0) -> Dvfs:
         fixed_time_share=value["fixed_time_share"],
         memory_time_share=value["memory_time_share"],
         switch_s=value["switch_ms"] * 1e-3,
-        assumptions=tuple(
-            f"{key} = {figure.value:.4g} ({figure.source})"
-            for key, figure in told.items()
-            if figure.assumption
-        ),
+        assumptions=_assumptions(power, figures, bool(voltages)),
         busy=busy,
         voltages=voltages,
     )
@@ -290,6 +275,30 @@ def _with_what_is_stated(level: Point, named: Point) -> Point:
         for key in ("stated_w", "stated_time", "stated_idle_w")
     }
     return replace(level, **found)
+
+
+def _figures(profile: Profile, device_class: str, idle_w: Figure) -> dict[str, Figure]:
+    """What the profile says, and what stands in where it says nothing."""
+    figures = {**DEFAULTS, **profile.dvfs.get(device_class, {})}
+    most = 1 - figures["memory_time_share"].value
+    if figures["fixed_time_share"].value > most:  # the default beside a share from the profile
+        figures["fixed_time_share"] = replace(figures["fixed_time_share"], value=most)
+    if "static_w" not in figures:
+        figures["static_w"] = _static(idle_w, figures["memory_w"])
+    clock = profile.clocks.get(device_class)
+    if clock is not None and clock.switch_ms is not None:
+        figures["switch_ms"] = clock.switch_ms
+    return figures
+
+
+def _assumptions(power: Power, figures: Mapping[str, Figure], table: bool) -> tuple[str, ...]:
+    unused = {"voltage_floor", "voltage_knee"} if table else set()
+    told = {"idle_w": power.idle_w, "active_w": power.active_w, **figures}
+    return tuple(
+        f"{key} = {figure.value:.4g} ({figure.source})"
+        for key, figure in told.items()
+        if figure is not None and figure.assumption and key not in unused
+    )
 
 
 def _static(idle: Figure, memory: Figure) -> Figure:

@@ -297,9 +297,11 @@ def test_power_that_does_not_rise_with_work_is_not_taken(
     monkeypatch.setattr("exitbench.harness.calibrate._LEAST_RISE", 2.0)
     with wall_meter(tmp_path / "joules") as source:
         metering = MeteringConfig(external=source, external_unit="joules", external_covers="cpu")
+        add_policy(tmp_path, 0, (1_000_000, 2_000_000))
         profile, said = calibrate(tmp_path, config(tmp_path, metering=metering))
     assert "W idle tells nothing" in said
     assert profile.power["cpu"].active_w.assumption
+    assert [point.stated_w for point in points_of(profile, "cpu")] == [None, None]
 
 
 def test_clocks_are_measured_one_by_one_and_put_back(tmp_path: Path) -> None:
