@@ -46,6 +46,11 @@ def journal_path(environ: Mapping[str, str] | None = None, *, root: bool | None 
     return Path(environ.get("HOME") or Path.home()) / ".local/state/exitbench" / FILE
 
 
+def restore_command(journal: Path) -> str:
+    """The command that puts back what a journal says."""
+    return RESTORE if journal == journal_path() else f"{RESTORE} --journal {journal}"
+
+
 def boot_id(root: Path = Path("/")) -> str | None:
     """What names this start of the machine; None where Linux does not tell."""
     return look(root / "proc/sys/kernel/random/boot_id")

@@ -20,9 +20,17 @@ from typing import Any
 
 from ..errors import ExitbenchError
 from .base import Actuator, ClockError, Domain, LeftChanged
-from .journal import Entry, Lock, journal_path, read_journal, remove_journal, write_journal
+from .journal import (
+    Entry,
+    Lock,
+    journal_path,
+    read_journal,
+    remove_journal,
+    restore_command,
+    write_journal,
+)
 from .signals import Signals
-from .sysfs import RESTORE, exact
+from .sysfs import exact
 
 # Cores first: the clock of a core that is offline can neither be set nor put back.
 _ORDER = ("cores", "cpu", "gpu", "memory")
@@ -201,7 +209,8 @@ class ClockSession:
                 failures = self._take_back(domain, done)
                 if failures:
                     raise LeftChanged(
-                        f"{error}. Not put back: {'; '.join(failures)}. Run: {RESTORE}"
+                        f"{error}. Not put back: {'; '.join(failures)}. Run: "
+                        f"{restore_command(self._journal)}"
                     ) from error
                 raise
             done.append(domain)
@@ -229,17 +238,17 @@ class ClockSession:
             return
         with self._signals.held():
             self._state = "ended"
-            failures = self._put_back()
-            self._signals.uninstall()
             try:
-                if self._touched and not failures and not self.simulated:
+                failures = self._put_back()
+                if not failures and not self.simulated:
                     remove_journal(self._journal)
             finally:
+                self._signals.uninstall()
                 self._lock.give_back()
             if failures:
                 raise LeftChanged(
                     f"not all clocks could be put back: {'; '.join(failures)}. The journal "
-                    f"{self._journal} has what they were; run: {RESTORE}"
+                    f"{self._journal} has what they were; run: {restore_command(self._journal)}"
                 )
 
     def _put_back(self) -> list[str]:
@@ -262,5 +271,5 @@ class ClockSession:
             return
         raise ClockError(
             f"an exitbench that was killed (process {record.pid}, {record.time}) has left clocks "
-            f"changed. Put them back first: {RESTORE}"
+            f"changed. Put them back first: {restore_command(self._journal)}"
         )
