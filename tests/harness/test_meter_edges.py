@@ -137,6 +137,22 @@ def test_a_slow_read_is_within_the_uncertainty_that_it_widens(
     assert share.uncertainty_j <= watts * (4 * read_s + 0.3)
 
 
+@given(WATTS, st.floats(0, 1), st.floats(0.1, 0.9))
+def test_one_slow_read_at_the_close_is_within_the_uncertainty(
+    watts: float, phase: float, read_s: float
+) -> None:
+    lab = Lab.of(Load((0, watts)), 0.1, phase=phase)
+    window = lab.open()
+    lab.clock.sleep(20.0)
+    lab.ticking.read_s = read_s
+    window.stop()
+    lab.ticking.read_s = 0.0
+    share, true_j = lab.close(window)
+    holds(share, true_j)
+    # The read and the update that is never known.
+    assert share.uncertainty_j <= 1.1 * watts * (read_s + 0.2)
+
+
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(6, 12)), min_size=2, max_size=6), WATTS, WATTS)
 def test_nested_and_overlapping_windows_agree(
     spans: list[tuple[float, float]], low_w: float, high_w: float
