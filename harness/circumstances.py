@@ -9,9 +9,10 @@ levels asked for.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +25,13 @@ from .dvfs import Dvfs, Point, dvfs_of
 from .errors import ExitbenchError
 from .scenes import CONTINUOUS, Scene
 
+SETTLE_S = 0.5  # until clocks are in force: discrete GPUs take up to some hundred milliseconds
 _FLAGS: Mapping[Domain, str] = {
     "cores": "--core_num",
     "cpu": "--cpu_freq_level",
     "gpu": "--gpu_freq_level",
 }
+_NAMES: Mapping[Domain, str] = {"cores": "cores", "cpu": "CPU clock", "gpu": "GPU clock"}
 _UNITS: Mapping[Domain, str] = {"cores": " cores", "cpu": " MHz CPU", "gpu": " MHz GPU"}
 
 
@@ -38,6 +41,9 @@ class ClockFiles:
 
     root: Path = Path("/")
     journal: Path | None = None
+
+
+THIS_MACHINE = ClockFiles()
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,20 @@ class Circumstances:
     top: bool = False
     clocks: Clocks = "device"
     hardware: str = "auto"
-    files: ClockFiles = field(default_factory=ClockFiles)
+    files: ClockFiles = THIS_MACHINE
+
+    @property
+    def wanted(self) -> dict[Domain, int]:
+        """The number of cores, and the numbers of the levels, that are asked for one by one."""
+        values: dict[Domain, int | None] = {
+            "cores": self.cores, "cpu": self.cpu_level, "gpu": self.gpu_level,
+        }  # fmt: skip
+        return {domain: number for domain, number in values.items() if number is not None}
 
     @property
     def sets(self) -> bool:
         """Whether cores or clocks are asked for."""
-        return self.top or any(
-            value is not None for value in (self.cores, self.cpu_level, self.gpu_level)
-        )
+        return self.top or bool(self.wanted)
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -103,6 +115,8 @@ class SetClocks:
         point: the operating point that they are for the device the network runs on.
         model: prices it; None where the profile states no power.
         source: ``simulated``, ``device``, or ``none`` where they are left as they are.
+        device_class: what the network runs on, ``cpu`` or ``gpu``.
+        journal: where it is kept what the clocks were; None is this user's place.
         notes: what else there is to say, as sentences.
     """
 
@@ -111,6 +125,7 @@ class SetClocks:
     point: Point
     model: Dvfs | None
     source: Literal["simulated", "device", "none"]
+    device_class: Literal["cpu", "gpu"]
     journal: Path | None = None
     notes: tuple[str, ...] = ()
 
@@ -126,9 +141,22 @@ class SetClocks:
         }
         return f"clocks {how[self.source]}{f' ({set_to})' if set_to else ''}"
 
+    @property
+    def waiting_w(self) -> float:
+        """Modelled watts of waiting awake: one CPU at work; a GPU idles meanwhile."""
+        assert self.model is not None
+        if self.device_class == "gpu":
+            return self.model.idle_w
+        one = 1 / usable_cpus()
+        spinning = replace(self.model, dynamic_w=self.model.dynamic_w / self.model.busy * one)
+        return replace(spinning, busy=one).power_w(self.point)
+
     @contextmanager
-    def in_force(self) -> Iterator[None]:
+    def in_force(self, settle_s: float = SETTLE_S) -> Iterator[None]:
         """The clocks are set inside the block, and put back at its end.
+
+        Args:
+            settle_s: time after the change until the clocks are in force.
 
         Raises:
             ClockError: they cannot be set, or could not be put back.
@@ -138,6 +166,7 @@ class SetClocks:
             return
         with ClockSession(self.actuators, journal=self.journal) as session:
             session.apply(self.values)
+            time.sleep(settle_s)
             yield
 
     def prove(self) -> None:
@@ -146,7 +175,7 @@ class SetClocks:
         Raises:
             ClockError: they cannot be set; nothing stays changed.
         """
-        with self.in_force():
+        with self.in_force(0.0):
             pass
 
 
@@ -166,76 +195,82 @@ def find_clocks(
     """
     device_class: Literal["cpu", "gpu"] = "cpu" if device == "cpu" else "gpu"
     if not asked.sets and not asked.simulated:
-        return SetClocks({}, {}, Point("as set", {}, 1.0), None, "none")
-    simulated = asked.simulated
+        return SetClocks({}, {}, Point("as set", {}, 1.0), None, "none", device_class)
     found = _actuators(asked, profile, device)
-    values = _values(asked, found, device)
-    notes = _notes(values, device_class) if simulated else ()
-    point, model = _priced(profile, device_class, found, values, threads, simulated)
+    values = _values(asked, found)
+    point, model = _priced(profile, device_class, found, values, threads, asked.simulated)
     used = {domain: found[domain] for domain in values}
-    source: Literal["simulated", "device"] = "simulated" if simulated else "device"
-    return SetClocks(used, values, point, model, source, asked.files.journal, notes)
+    return SetClocks(
+        used,
+        values,
+        point,
+        model,
+        "simulated" if asked.simulated else "device",
+        device_class,
+        asked.files.journal,
+        _notes(asked, values, device_class),
+    )
 
 
 def _actuators(
     asked: Circumstances, profile: Profile | None, device: str
 ) -> dict[Domain, Actuator]:
-    if asked.sets or not asked.simulated:
-        return find_actuators(
-            profile,
-            device,
-            simulated=asked.simulated,
-            needed=asked.domains,
-            root=asked.files.root,
+    """What sets or simulates the domains that are asked for; of the top clocks all that can be."""
+    if not asked.sets:
+        return {}
+    needed: tuple[Domain, ...] = () if asked.top else tuple(asked.wanted)
+    found = find_actuators(
+        profile, device, simulated=asked.simulated, needed=needed, root=asked.files.root
+    )
+    missing = [domain for domain in needed if domain not in found]
+    if asked.simulated and "cores" in missing:
+        missing.remove("cores")  # the threads are all that a simulation of cores changes
+    if missing:
+        flags = ", ".join(_FLAGS[domain] for domain in missing)
+        raise ClockError(
+            f"{flags}: the hardware profile has no such levels to simulate; it has those of: "
+            f"{', '.join(found)}. Leave the flag out, or name another profile with --hardware"
         )
-    return {}
+    return found
 
 
-def _values(
-    asked: Circumstances, found: Mapping[Domain, Actuator], device: str
-) -> dict[Domain, float]:
+def _values(asked: Circumstances, found: Mapping[Domain, Actuator]) -> dict[Domain, float]:
     """What each domain is set to."""
     if asked.top:
         return {name: found[name].levels()[-1] for name in _FLAGS if name in found}
-    values: dict[Domain, float] = {}
-    wanted: dict[Domain, int | None] = {"cpu": asked.cpu_level, "gpu": asked.gpu_level}
-    for domain, number in wanted.items():
-        if number is not None:
-            values[domain] = level(_needed(found, domain, device), number)
-    if asked.cores is not None:
-        if asked.simulated and "cores" not in found:
-            return values  # the threads are all that a simulation changes
-        actuator = _needed(found, "cores", device)
-        if asked.cores not in actuator.levels():
-            counts = ", ".join(f"{count:g}" for count in actuator.levels())
-            raise ClockError(
-                f"--core_num is {asked.cores}; {actuator.name} has these numbers: {counts}"
-            )
-        values["cores"] = asked.cores
-    return {name: values[name] for name in _FLAGS if name in values}
+    return {
+        domain: _core_count(found[domain], number)
+        if domain == "cores"
+        else level(found[domain], number)
+        for domain, number in asked.wanted.items()
+        if domain in found
+    }
 
 
-def _needed(found: Mapping[Domain, Actuator], domain: Domain, device: str) -> Actuator:
-    if domain not in found:
-        raise ClockError(
-            f"{_FLAGS[domain]}: nothing sets this for a run on {device} here. What can be set: "
-            f"{', '.join(found) or 'nothing'}. Leave the flag out, or give --clocks simulated and "
-            "a --hardware that has such levels"
+def _core_count(actuator: Actuator, number: int) -> float:
+    if number not in actuator.levels():
+        counts = ", ".join(f"{count:g}" for count in actuator.levels())
+        raise ClockError(f"--core_num is {number}; {actuator.name} has these numbers: {counts}")
+    return number
+
+
+def _notes(
+    asked: Circumstances, values: Mapping[Domain, float], device_class: Domain
+) -> tuple[str, ...]:
+    """What is asked for, or meant, and does not happen."""
+    if asked.simulated:
+        priced: set[Domain] = {"cpu", "cores"} if device_class == "cpu" else {"gpu"}
+        flags = [_FLAGS[domain] for domain in asked.wanted if domain not in priced]
+        if not flags:
+            return ()
+        return (
+            f"{', '.join(flags)}: without effect on what is simulated; the network runs on the "
+            f"{device_class.upper()}, and the model prices that alone",
         )
-    return found[domain]
-
-
-def _notes(values: Mapping[Domain, float], device_class: Domain) -> tuple[str, ...]:
-    apart: set[Domain] = {"cpu", "gpu", "cores"} - {device_class}
-    if device_class == "cpu":
-        apart.discard("cores")
-    flags = [_FLAGS[domain] for domain in _FLAGS if domain in apart and domain in values]
-    if not flags:
+    left = [_NAMES[domain] for domain in _FLAGS if domain not in values] if asked.top else []
+    if not left:
         return ()
-    return (
-        f"{', '.join(flags)}: without effect on what is simulated; the network runs on the "
-        f"{device_class.upper()} and the model prices that alone",
-    )
+    return (f"--baseline 1: left as they are, because nothing here sets them: {', '.join(left)}",)
 
 
 def _priced(

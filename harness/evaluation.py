@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .calibration import CALIBRATION, thresholds
+from .circumstances import NONE, Circumstances, SetClocks, find_clocks
 from .configs import DataConfig, DeviceConfig
+from .data import subset
 from .errors import ExitbenchError
+from .evaluation_cost import Cost, run_timed
 from .evidence import IntArray
+from .hardware import hardware_profile
 from .judging import Judged, judge
+from .meters.choose import ChosenMeter, choose_meter
+from .onepass import chunks_of
 from .policies import Full, Policy, Predictive
 from .predictors import DEFAULT_HORIZON, DEFAULT_KERNEL, convolution_stack
 from .scheduler import LayerStatistics, Outcome, merge, walk
 from .settings import Setting, make_policy, true_leaves
 from .sources import LiveSource
-from .subject import Subject, load_subject
+from .subject import Subject, load_subject, thinned
 from .trace import Trace, TraceMeta, record, writing
 
 Say = Callable[[str], None]
@@ -36,7 +42,7 @@ class Evaluation:
         samples: how many test images.
         accuracy: share of right answers, 0..1.
         mean_exit: mean exit number, the classifier counting as E + 1.
-        seconds: wall-clock time of the run; None in forward mode ``accuracy``.
+        cost: time and energy of the run; None where every exit was run or watched.
         stat_each_layer: one row per exit, empty if not asked for.
         prediction_accuracy: share of forecasts that named the right exit; None if none was judged.
         confusion: forecast jump (row) against true jump (column), both from 1; None likewise.
@@ -48,7 +54,7 @@ class Evaluation:
     samples: int
     accuracy: float
     mean_exit: float
-    seconds: float | None
+    cost: Cost | None
     stat_each_layer: list[dict[str, Any]]
     prediction_accuracy: float | None
     confusion: list[list[int]] | None
@@ -62,8 +68,8 @@ class Evaluation:
             f"accuracy {self.accuracy:.2%} on {self.samples} test images, mean exit "
             f"{self.mean_exit:.2f} of {len(self.exit_names)}",
         ]
-        if self.seconds is not None:
-            lines.append(f"time {self.seconds:.3f} s, batch by batch, images ready in memory")
+        if self.cost is not None:
+            lines += self.cost.lines()
         if self.prediction_accuracy is not None:
             lines.append(f"prediction accuracy {self.prediction_accuracy:.2%}")
         if self.stat_each_layer:
@@ -101,19 +107,33 @@ def evaluate_checkpoint(
     forward_mode: str = "normal",
     stat_each_layer: bool = False,
     limit: int | None = None,
+    circumstances: Circumstances = NONE,
     say: Say,
 ) -> Evaluation:
     """One setting evaluated on the test split, thresholds taken on the calibration split.
 
-    Forward mode ``normal`` runs with the policy. ``accuracy`` runs every exit and judges the
-    forecasts that are made at ``start_layer``.
+    Forward mode ``normal`` runs with the policy, timed and metered. ``accuracy`` runs every exit
+    and judges the forecasts that are made at ``start_layer``.
+
+    Args:
+        limit: use at most this many test images, evenly spread.
+        circumstances: cores, clocks and scene of the timed run.
 
     Raises:
-        ExitbenchError: the checkpoint, the data, the device, or a value of the setting is wrong.
+        ExitbenchError: the checkpoint, the data, the device, or a value of the setting is wrong;
+            or clocks cannot be set.
     """
-    if batch_size < 1:
-        raise ExitbenchError(f"batch size is {batch_size}; it must be at least 1")
-    subject = load_subject(checkpoint, data, device, say, limit, needs_exits=policy != "full")
+    for what, value in (("batch size", batch_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ExitbenchError(f"{what} is {value}; it must be at least 1")
+    subject = load_subject(checkpoint, data, device, say, needs_exits=policy != "full")
+    test = subject.parts["test"]
+    few = subset(test, thinned(len(test), limit))
+    subject = replace(subject, parts={**subject.parts, "test": few})
+    judging = forward_mode == "accuracy"
+    timing = None
+    if not judging and (circumstances.acts or not stat_each_layer):
+        timing = _timing(subject, circumstances, say)
     setting = Setting(policy, precision=precision)
     if policy != "full":
         setting = replace(setting, criterion=criterion, beta=beta, start_layer=start_layer)
@@ -121,14 +141,19 @@ def evaluate_checkpoint(
         setting = replace(setting, predictor=predictor)
     prepared = subject.prepare(precision)
     say(f"{precision}: {prepared.words}")
-    judging = forward_mode == "accuracy"
     with tempfile.TemporaryDirectory(prefix="exitbench-") as folder:
         bench = _Bench(subject, prepared, Path(folder), batch_size, say)
         made = _make(bench, setting, judging, judging or stat_each_layer)
     truth = subject.parts["test"].labels
     statistics = LayerStatistics(subject.network.num_exits, truth, made.leaves)
-    observe = statistics if stat_each_layer else None
-    outcome, seconds = _run(subject, prepared, setting, made.policy, batch_size, observe)
+    walking = _Walking(subject, prepared, setting, made.policy)
+    cost = None
+    if judging or stat_each_layer:
+        outcome = _watched(walking, batch_size, statistics if stat_each_layer else None)
+    if timing is not None:
+        outcome, cost = run_timed(
+            subject, prepared, walking, batch_size, timing.meter, circumstances.scene, timing.clocks
+        )
     judged = made.judged
     right = outcome.label == truth
     confusion = None
@@ -141,7 +166,7 @@ def evaluate_checkpoint(
         samples=len(right),
         accuracy=float(right.mean()),
         mean_exit=float(outcome.exit_at.mean()),
-        seconds=seconds if forward_mode == "normal" and not stat_each_layer else None,
+        cost=cost,
         stat_each_layer=statistics.rows() if stat_each_layer else [],
         prediction_accuracy=judged.accuracy if judged else statistics.prediction_accuracy(),
         confusion=None if confusion is None else confusion.tolist(),
@@ -199,28 +224,63 @@ def _trace(bench: _Bench, split: str) -> Trace:
     return Trace(path)
 
 
-def _run(
-    subject: Subject,
-    prepared: Any,
-    setting: Setting,
-    policy: Policy,
-    batch_size: int,
-    observe: LayerStatistics | None,
-) -> tuple[Outcome, float]:
-    stack = None
-    if isinstance(policy, Predictive):
-        stack = convolution_stack(subject.network.classes).to(subject.device)
-    outcomes, seconds, start = [], 0.0, 0
-    for images in subject.batches("test", batch_size):
-        samples = np.arange(start, start + len(images))
+@dataclass(frozen=True)
+class _Timing:
+    """What a run is timed with."""
+
+    meter: ChosenMeter
+    clocks: SetClocks
+
+
+def _timing(subject: Subject, circumstances: Circumstances, say: Say) -> _Timing:
+    """Meter and clocks, said aloud; refuses clocks that cannot be set before any work is done."""
+    device = str(subject.device)
+    profile = hardware_profile(circumstances.hardware, device).profile
+    clocks = find_clocks(circumstances, profile, device, subject.threads)
+    for note in clocks.notes:
+        say(f"note: {note}")
+    clocks.prove()
+    meter = choose_meter(device, profile, threads=subject.threads)
+    if clocks.source != "simulated":
+        say(f"energy: {meter.words}")
+    elif clocks.model is not None and clocks.model.assumptions:
+        say(f"assumed of the clocks: {'; '.join(clocks.model.assumptions)}")
+    scene, images = circumstances.scene, len(subject.parts["test"])
+    if scene.period_s is not None and clocks.source != "simulated":
+        say(
+            f"one image every {scene.period_s:g} s: {images} images take "
+            f"{images * scene.period_s:.0f} s; --limit N evaluates fewer"
+        )
+    return _Timing(meter, clocks)
+
+
+class _Walking:
+    """Decides batches of images on the live network."""
+
+    def __init__(self, subject: Subject, prepared: Any, setting: Setting, policy: Policy) -> None:
+        self.subject, self._prepared = subject, prepared
+        self._policy, self._criterion = policy, setting.criterion or "softmax"
+        self._stack = None
+        if isinstance(policy, Predictive):
+            self._stack = convolution_stack(subject.network.classes).to(subject.device)
+
+    def __call__(
+        self, images: Tensor, positions: IntArray, observe: LayerStatistics | None = None
+    ) -> Outcome:
         source = LiveSource(
-            prepared, subject.network.num_exits, images, samples,
-            setting.criterion or "softmax", stack,
+            self._prepared, self.subject.network.num_exits, images, positions, self._criterion,
+            self._stack,
         )  # fmt: skip
-        prepared.synchronise()
-        opened = time.perf_counter()
-        outcomes.append(walk(policy, source, observe))
-        prepared.synchronise()
-        seconds += time.perf_counter() - opened
-        start += len(images)
-    return merge(outcomes), seconds
+        return walk(self._policy, source, observe)
+
+
+def _watched(walking: _Walking, batch_size: int, observe: LayerStatistics | None) -> Outcome:
+    """The decisions over the test split, with what happens at every exit; not timed."""
+    positions = np.arange(len(walking.subject.parts["test"]))
+    return merge(
+        [
+            walking(images[low : low + batch_size], some[low : low + batch_size], observe)
+            for some, images in chunks_of(walking.subject, positions, batch_size)
+            for low in range(0, len(images), batch_size)
+        ]
+    )

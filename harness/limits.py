@@ -56,6 +56,7 @@ _COUNT: _Rule = (_at_least_one, "a whole number from 1")
 _COUNTS: _Rule = (_each_at_least_one, "at least one whole number, each from 1")
 _SEED: _Rule = (lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 _ABOVE_ZERO: _Rule = (_positive, "a finite number above 0")
+_SECONDS: _Rule = (_not_negative, "a finite number of seconds from 0")
 _CHOICES: _Rule = (
     lambda values: 0 < len(values) == len(set(values)),
     "at least one choice, none of them twice",
@@ -63,6 +64,7 @@ _CHOICES: _Rule = (
 
 RULES: dict[str, _Rule] = {
     "accuracy_loss": (lambda value: 0 <= value < 100, "percentage points from 0, below 100"),
+    "baseline_time": _SECONDS,
     "batch_size": _COUNT,
     "batch_sizes": _COUNTS,
     "beta": (_beta, "auto alone, or finite numbers above 0"),
@@ -98,6 +100,7 @@ RULES: dict[str, _Rule] = {
     "seconds": (_positive, "a finite number of seconds above 0"),
     "seed": _SEED,
     "side": _COUNT,
+    "sleep_time": _SECONDS,
     "split_seed": _SEED,
     "start_layer": _COUNT,
     "start_layers": _COUNTS,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from .bench import Bench
 from .choose import BOUNDS
-from .circumstances import ClockFiles
+from .circumstances import THIS_MACHINE, ClockFiles
 from .configs import RunConfig
 from .costs import CostTable
 from .errors import ExitbenchError
@@ -39,7 +39,6 @@ from .tracing import begin, check_subject, traced_subject
 
 Say = Callable[[str], None]
 DEFAULT_ROLES = ("full", "every-exit", "every-exit-best", "predictive", "recommended")
-THIS_MACHINE = ClockFiles()
 PERIODIC_PASS_S = 10.0  # a pass of a periodic scene takes no longer, unless the tier needs it
 
 

@@ -13,20 +13,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from .circumstances import NONE, THIS_MACHINE, Circumstances, ClockFiles
 from .configs import DataConfig, DeviceConfig, Model, PaperConfig, Precision, TrainConfig
 from .errors import ExitbenchError
+from .scenes import Scene
 
 CRITERION: Literal["reference"] = "reference"
 DEFAULT_FOLDER = Path("models_new")
-CLOCK_FLAGS = (
-    "core_num",
-    "cpu_freq_level",
-    "gpu_freq_level",
-    "scene",
-    "baseline_time",
-    "sleep_time",
-    "baseline",
-)
+CLOCK_FLAGS = ("core_num", "cpu_freq_level", "gpu_freq_level", "baseline")
+SCENE_FLAGS = ("scene", "baseline_time", "sleep_time")
+DEFAULT_TIME_S = 30.0  # of --baseline_time and of --sleep_time, in the paper's program
 _MODELS: dict[str, Model] = {
     "vgg19": "vgg19",
     "resnet": "resnet34",
@@ -51,6 +47,8 @@ class EvaluationArguments:
     batch_size: int
     forward_mode: Literal["normal", "accuracy"]
     stat_each_layer: bool
+    limit: int | None = None
+    circumstances: Circumstances = NONE
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def translate(config: PaperConfig) -> Translation:
             f"--model_name is {config.model_name!r}; allowed: vgg19, or resnet (also Resnet34)"
         )
     training = config.task == "train"
-    notes = [*_clock_notes(config), *_training_notes(config)]
+    notes = [*_acting_notes(config), *_training_notes(config)]
     if not training and config.quantization == 1 and config.device != "cpu":
         notes.append(f"--quantization 1: int8 runs on the CPU, not on {config.device}")
     return Translation(
@@ -100,8 +98,15 @@ def written_file(config: PaperConfig, model: Model, mode: str | None = None) -> 
     return folder / f"{model}_train_{mode or config.train_mode}_{suffix}.safetensors"
 
 
-def run_paper(config: PaperConfig, say: Callable[[str], None]) -> None:
+def run_paper(
+    config: PaperConfig, say: Callable[[str], None], *, files: ClockFiles = THIS_MACHINE
+) -> None:
     """Train or evaluate as the paper's program would with these flags.
+
+    Args:
+        config: the flags.
+        say: takes one line.
+        files: where clocks are set, if they are.
 
     Raises:
         ExitbenchError: flags that do not fit together, or a file that is missing or not theirs.
@@ -112,7 +117,9 @@ def run_paper(config: PaperConfig, say: Callable[[str], None]) -> None:
     if isinstance(translation.task, TrainConfig):
         _run_training(translation.task, translation, say)
     else:
-        _run_evaluation(translation.task, translation, say)
+        task = translation.task
+        circumstances = replace(task.circumstances, files=files)
+        _run_evaluation(replace(task, circumstances=circumstances), translation, say)
 
 
 def _train(config: PaperConfig, model: Model) -> TrainConfig:
@@ -165,12 +172,69 @@ def _evaluate(config: PaperConfig, model: Model) -> EvaluationArguments:
         precision="int8" if config.quantization == 1 else "fp32",
         data=_data(config),
         device=DeviceConfig(
-            device="cpu" if config.quantization == 1 else config.device, threads=config.threads
+            device="cpu" if config.quantization == 1 else config.device, threads=_threads(config)
         ),
-        batch_size=64 if config.batch_size is None else config.batch_size,
+        batch_size=_batch_size(config),
         forward_mode="accuracy" if config.forward_mode == "accuracy_forward" else "normal",
         stat_each_layer=config.stat_each_layer == 1,
+        limit=config.limit,
+        circumstances=_circumstances(config),
     )
+
+
+def _circumstances(config: PaperConfig) -> Circumstances:
+    """Cores, clocks and scene of an evaluation."""
+    top = config.baseline == 1
+    return Circumstances(
+        scene=Scene(_period_s(config), awake=top),
+        cores=None if top else config.core_num,
+        cpu_level=None if top else config.cpu_freq_level,
+        gpu_level=None if top else config.gpu_freq_level,
+        top=top,
+        clocks=config.clocks,
+        hardware=config.hardware,
+    )
+
+
+def _period_s(config: PaperConfig) -> float | None:
+    """The period of the scene periodical.
+
+    Raises:
+        ExitbenchError: it is no time at all.
+    """
+    if config.scene != "periodical":
+        return None
+    times = (config.baseline_time, config.sleep_time)
+    period_s = sum(DEFAULT_TIME_S if time is None else time for time in times)
+    if period_s <= 0:
+        raise ExitbenchError(
+            "--baseline_time and --sleep_time add up to a period of 0 s; --scene periodical needs "
+            "more"
+        )
+    return period_s
+
+
+def _threads(config: PaperConfig) -> int:
+    """CPU threads: those asked for, else one per core that stays online."""
+    if config.threads or config.core_num is None or config.baseline == 1:
+        return config.threads
+    return config.core_num
+
+
+def _batch_size(config: PaperConfig) -> int:
+    """Images per batch; in a scene they come one by one.
+
+    Raises:
+        ExitbenchError: batches in the scene periodical.
+    """
+    if config.scene == "periodical" and config.batch_size not in (None, 1):
+        raise ExitbenchError(
+            f"--batch_size is {config.batch_size}; in --scene periodical images come one by one, "
+            "so it must be 1 or left out"
+        )
+    if config.batch_size is not None:
+        return config.batch_size
+    return 64 if config.scene is None else 1
 
 
 def _data(config: PaperConfig) -> DataConfig:
@@ -183,13 +247,36 @@ def _understood(file: Path | None) -> Path | None:
     return file.with_suffix(".safetensors") if file and file.suffix in _PICKLED else file
 
 
-def _clock_notes(config: PaperConfig) -> Iterator[str]:
-    given = [f"--{name}" for name in CLOCK_FLAGS if getattr(config, name) is not None]
+def _acting_notes(config: PaperConfig) -> Iterator[str]:
+    """What the flags for cores, clocks and scenes do not do, or do by default."""
+    given = [name for name in (*CLOCK_FLAGS, *SCENE_FLAGS) if getattr(config, name) is not None]
+    flags = ", ".join(f"--{name}" for name in given)
+    if config.task == "train":
+        if given:
+            yield f"{flags}: without effect in training; they act on --task evaluate"
+        return
+    if given and config.forward_mode == "accuracy_forward":
+        yield f"{flags}: without effect with --forward_mode accuracy_forward, which times nothing"
+        return
+    yield from _scene_notes(config)
+    levels = [f"--{name}" for name in CLOCK_FLAGS[:3] if getattr(config, name) is not None]
+    if config.baseline == 1 and levels:
+        yield f"{', '.join(levels)}: without effect beside --baseline 1, which takes the top"
+
+
+def _scene_notes(config: PaperConfig) -> Iterator[str]:
+    times = {name: getattr(config, name) for name in SCENE_FLAGS[1:]}
+    if config.scene == "periodical":
+        left = [f"--{name}" for name, value in times.items() if value is None]
+        if left:
+            yield (
+                f"{' and '.join(left)} not given: {DEFAULT_TIME_S:g} s each, as in the paper's "
+                "program"
+            )
+        return
+    given = [f"--{name}" for name, value in times.items() if value is not None]
     if given:
-        yield (
-            f"{', '.join(given)}: accepted, without effect; exitbench does not govern clocks yet "
-            "and runs at those that are set"
-        )
+        yield f"{', '.join(given)}: without effect; they belong to --scene periodical"
 
 
 def _training_notes(config: PaperConfig) -> Iterator[str]:

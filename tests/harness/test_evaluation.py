@@ -17,7 +17,7 @@ from exitbench.harness.settings import make_policy
 from exitbench.harness.subject import load_subject
 from exitbench.harness.sweep import Traces
 from exitbench.harness.sweeping import load_traces
-from pipeline_fixtures import CPU, Inputs, refused, silent
+from pipeline_fixtures import CPU, Inputs, Said, refused, silent
 
 
 def evaluate(checkpoint: Path, **changes: Any) -> Evaluation:
@@ -80,8 +80,9 @@ def test_an_evaluation_decides_as_the_replay_does(
     assert found.accuracy == expected.accuracy
     mean_exit = (expected.histogram * np.arange(1, 7)).sum() / 60
     assert found.mean_exit == pytest.approx(mean_exit)
-    assert found.seconds is not None
-    assert found.seconds > 0
+    assert found.cost is not None
+    assert found.cost.seconds > 0
+    assert (found.cost.images, found.cost.latency_source) == (60, "measured")
 
 
 def test_the_batch_size_changes_no_result(inputs: Inputs) -> None:
@@ -100,7 +101,7 @@ def test_forward_mode_accuracy_judges_the_forecasts_of_one_exit(
     assert found.prediction_accuracy == expected.accuracy
     stays = (traces.test.confidence("softmax")[1] < np.float32(0.45)).sum()
     assert np.sum(found.confusion) == stays > 0
-    assert found.seconds is None  # every exit was run: no time to compare
+    assert found.cost is None  # every exit was run: no time to compare
     assert f"prediction accuracy {expected.accuracy:.2%}" in found.lines()
 
 
@@ -126,8 +127,11 @@ def test_every_exit_makes_no_forecasts_to_judge(inputs: Inputs) -> None:
     assert found.stat_each_layer[0]["mean_true_jump"] is None
 
 
-def test_a_limit_thins_out_the_test_split(inputs: Inputs) -> None:
+def test_a_limit_thins_out_the_test_split_and_no_other(inputs: Inputs) -> None:
     assert evaluate(inputs.vgg, policy="full", limit=6).samples == 6
+    said = Said()
+    evaluate(inputs.vgg, criterion="activation", beta=0.9, limit=6, say=said)
+    assert said.starting("calibration: 12 images")  # thresholds do not hang on the limit
 
 
 def test_exits_are_needed_for_all_policies_but_full(inputs: Inputs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from exitbench.harness.configs import DataConfig, DeviceConfig, PaperConfig, Tra
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.paper import (
     CLOCK_FLAGS,
+    SCENE_FLAGS,
     EvaluationArguments,
     confusion_lines,
     translate,
 )
+from exitbench.harness.scenes import CONTINUOUS
 
 TRAIN_ORIGINAL = (
     "--model_name vgg19 --optimizer adam --train_mode original --task train --device cuda "
@@ -132,12 +135,86 @@ def test_extensions_reach_the_training() -> None:
     assert task.device.threads == 3
 
 
-@pytest.mark.parametrize("flag", CLOCK_FLAGS)
-def test_clock_flags_are_accepted_and_answered_with_a_note(flag: str) -> None:
-    value = "periodical" if flag == "scene" else "4"
-    meant = translate(_parse(f"{EVALUATE} --{flag} {value}"))
-    assert any(f"--{flag}: accepted, without effect" in note for note in meant.notes)
-    assert meant.task == translate(_parse(EVALUATE)).task
+def test_flags_of_cores_and_clocks_reach_the_evaluation() -> None:
+    task = _evaluation(f"{EVALUATE} --core_num 2 --cpu_freq_level 8 --gpu_freq_level 5")
+    asked = task.circumstances
+    assert asked.wanted == {"cores": 2, "cpu": 8, "gpu": 5}
+    assert (asked.clocks, asked.hardware, asked.scene) == ("device", "auto", CONTINUOUS)
+    assert task.device.threads == 2  # one thread per core that stays online
+    assert task.batch_size == 64
+    task = _evaluation(
+        f"{EVALUATE} --core_num 2 --threads 1 --clocks simulated --hardware jetson-tx2 --limit 9"
+    )
+    assert (task.circumstances.clocks, task.circumstances.hardware) == ("simulated", "jetson-tx2")
+    assert (task.device.threads, task.limit) == (1, 9)
+
+
+def test_without_these_flags_nothing_acts() -> None:
+    assert not _evaluation(EVALUATE).circumstances.acts
+    assert not _evaluation(f"{EVALUATE} --baseline 0 --scene continuous").circumstances.acts
+
+
+def test_the_baseline_is_all_at_the_top_and_awake() -> None:
+    meant = translate(_parse(f"{EVALUATE} --baseline 1 --core_num 2 --scene periodical"))
+    assert isinstance(meant.task, EvaluationArguments)
+    asked = meant.task.circumstances
+    assert (asked.top, asked.wanted, asked.scene.awake) == (True, {}, True)
+    assert meant.task.device.threads == 0
+    assert any("--core_num: without effect beside --baseline 1" in note for note in meant.notes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "period_s"),
+    [
+        ("--baseline_time 2 --sleep_time 0.5", 2.5),
+        ("--baseline_time 2", 32.0),
+        ("--sleep_time 0", 30.0),
+        ("", 60.0),
+    ],
+)
+def test_the_period_is_baseline_time_and_sleep_time(flags: str, period_s: float) -> None:
+    meant = translate(_parse(f"{EVALUATE} --scene periodical {flags}"))
+    assert isinstance(meant.task, EvaluationArguments)
+    assert meant.task.circumstances.scene.period_s == period_s
+    assert meant.task.batch_size == 1
+    said = [note for note in meant.notes if "30 s each, as in the paper's program" in note]
+    assert bool(said) == (flags.count("time") < 2)
+
+
+def test_a_continuous_scene_is_one_image_after_another() -> None:
+    task = _evaluation(f"{EVALUATE} --scene continuous")
+    assert (task.batch_size, task.circumstances.scene) == (1, CONTINUOUS)
+    assert _evaluation(f"{EVALUATE} --scene continuous --batch_size 8").batch_size == 8
+    notes = translate(_parse(f"{EVALUATE} --scene continuous --sleep_time 3")).notes
+    assert "--sleep_time: without effect; they belong to --scene periodical" in notes
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--batch_size 8", "--batch_size is 8; in --scene periodical images come one by one"),
+        ("--baseline_time 0 --sleep_time 0", "add up to a period of 0 s"),
+    ],
+)
+def test_a_period_without_sense_is_refused(flags: str, words: str) -> None:
+    with pytest.raises(ExitbenchError, match=re.escape(words)):
+        translate(_parse(f"{EVALUATE} --scene periodical {flags}"))
+
+
+def test_wrong_values_of_these_flags_are_refused() -> None:
+    for flags in ("--core_num 0", "--cpu_freq_level 0", "--sleep_time -1", "--baseline_time nan"):
+        with pytest.raises(ExitbenchError, match=flags.split()[0][2:]):
+            _parse(f"{EVALUATE} {flags}")
+
+
+@pytest.mark.parametrize("flag", [*CLOCK_FLAGS, *SCENE_FLAGS])
+def test_these_flags_act_on_timed_evaluations_only(flag: str) -> None:
+    value = {"scene": "periodical", "baseline": "1"}.get(flag, "4")
+    notes = translate(_parse(f"{TRAIN_ORIGINAL} --{flag} {value}")).notes
+    assert notes == (f"--{flag}: without effect in training; they act on --task evaluate",)
+    line = f"{EVALUATE} --forward_mode accuracy_forward --{flag} {value}"
+    (note,) = translate(_parse(line)).notes
+    assert f"--{flag}: without effect with --forward_mode accuracy_forward" in note
 
 
 def test_the_confusion_table_names_its_jumps() -> None:
