@@ -216,7 +216,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 BAD_INPUT = [
     ("", "Expected one of {demo, train, trace"),
     ("trian", "Unrecognized options: trian"),
-    ("hardware", "Expected one of {list, show, detect}"),
+    ("hardware", "Expected one of {list, show, detect, calibrate, restore}"),
     ("hardware show", "Missing from exitbench hardware show: STR Name of a shipped profile"),
     ("train", "Missing from exitbench train: --out PATH"),
     ("train --out a --epoch 3", "Unrecognized options: --epoch"),
