@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 from exitbench.harness.cli import main
@@ -18,7 +16,6 @@ from exitbench.harness.clocks.base import Actuator, ClockError, LeftChanged
 from exitbench.harness.clocks.cores import find_cores
 from exitbench.harness.clocks.cpufreq import find_cpufreq
 from exitbench.harness.clocks.devfreq import find_devfreq
-from exitbench.harness.clocks.journal import boot_id, journal_path
 from exitbench.harness.clocks.nvml import find_nvml
 from exitbench.harness.clocks.session import ClockSession
 from exitbench.harness.clocks.simulated import SimulatedActuator
@@ -85,59 +82,6 @@ def test_what_is_set_already_costs_nothing(tmp_path: Path, kernel: Kernel, journ
 
         assert session.apply({"cpu": 960.0}) == 0.0
         assert len(kernel.writes) == written
-
-
-def test_the_journal_is_on_disk_before_the_first_change_of_each_clock(
-    tmp_path: Path, kernel: Kernel, journal: Path
-) -> None:
-    known: list[set[str]] = []
-    kernel.before_write = lambda count: known.append(
-        {each["snapshot"]["kind"] for each in json.loads(journal.read_text())["actuators"]}
-    )
-
-    with ClockSession(board(tmp_path), journal=journal) as session:
-        session.apply({"cpu": 960.0})
-        cpu_writes = len(known)
-        session.apply({"gpu": 854.25})
-
-    assert known[:cpu_writes] == [{"cpufreq"}] * cpu_writes
-    assert known[cpu_writes] == {"cpufreq", "devfreq"}
-
-
-def test_the_journal_is_synced_with_its_folder_before_the_first_change(
-    tmp_path: Path, kernel: Kernel, journal: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    real = os.fsync
-
-    def fsync(handle: int) -> None:
-        events.append("folder" if Path(f"/proc/self/fd/{handle}").readlink().is_dir() else "file")
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    kernel.before_write = lambda count: events.append("change")
-
-    with ClockSession(board(tmp_path), journal=journal) as session:
-        session.apply({"cpu": 960.0})
-
-    assert events[:3] == ["file", "folder", "change"]
-
-
-def test_the_journal_says_who_when_and_what(tmp_path: Path, kernel: Kernel, journal: Path) -> None:
-    with ClockSession(board(tmp_path), journal=journal) as session:
-        session.apply({"cpu": 960.0})
-        content: dict[str, Any] = json.loads(journal.read_text())
-
-    folder = str(tmp_path / CPUFREQ / "policy0")
-    was = {"min": 345600, "max": 2035200, "governor": "schedutil"}
-    assert content["pid"] == os.getpid()
-    assert content["boot_id"] == boot_id()
-    assert content["actuators"] == [
-        {
-            "name": "cpufreq policy0",
-            "snapshot": {"kind": "cpufreq", "policies": {folder: was}},
-        }
-    ]
 
 
 def test_a_failing_clock_undoes_those_that_were_set_before_it(
@@ -320,48 +264,6 @@ def test_a_session_is_used_once_and_inside_its_block(tmp_path: Path, journal: Pa
         pass
     with pytest.raises(RuntimeError, match="used once"):
         session.__enter__()
-
-
-@pytest.mark.parametrize(
-    ("environ", "root", "path"),
-    [
-        ({"HOME": "/home/x"}, False, "/home/x/.local/state/exitbench/clocks.json"),
-        ({"HOME": "/home/x", "XDG_STATE_HOME": "/s"}, False, "/s/exitbench/clocks.json"),
-        ({"HOME": "/home/x", "XDG_STATE_HOME": "relative"}, False,
-         "/home/x/.local/state/exitbench/clocks.json"),
-        ({"HOME": "/root", "XDG_STATE_HOME": "/s"}, True, "/var/lib/exitbench/clocks.json"),
-    ],
-)  # fmt: skip
-def test_the_journal_has_its_place_per_user(
-    environ: dict[str, str], root: bool, path: str
-) -> None:
-    assert journal_path(environ, root=root) == Path(path)
-
-
-def test_a_journal_of_a_killed_process_is_to_be_restored_first(
-    tmp_path: Path, kernel: Kernel, journal: Path
-) -> None:
-    left = {"schema": 1, "pid": 7, "boot_id": boot_id(), "time": "then", "actuators": []}
-    journal.parent.mkdir()
-    journal.write_text(json.dumps(left))
-
-    with pytest.raises(ClockError, match=r"process 7, then.*Put them back first: exitbench hard"):
-        ClockSession(board(tmp_path), journal=journal).__enter__()
-    # The lock is free again.
-    journal.unlink()
-    with ClockSession(board(tmp_path / "again"), journal=journal):
-        pass
-
-
-def test_a_journal_from_before_a_reboot_stands_in_nobodys_way(
-    tmp_path: Path, kernel: Kernel, journal: Path
-) -> None:
-    left = {"schema": 1, "pid": 7, "boot_id": "another", "time": "then", "actuators": []}
-    journal.parent.mkdir()
-    journal.write_text(json.dumps(left))
-
-    with ClockSession(board(tmp_path), journal=journal):
-        assert not journal.exists()
 
 
 @settings(max_examples=25)
