@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +54,7 @@ Say = Callable[[str], None]
 _WINDOWS = 6  # of which the median is taken
 _LEVELS = 8  # clocks that are measured, evenly spread, both ends among them
 _SETTLE_S = 1.0
+_STEADY = 0.7  # of the best call's speed; on a quiet machine the median call is well above it
 _LEAST_RISE = 1.02  # power at work to idle power, below which nothing was learned
 
 
@@ -149,7 +150,8 @@ def measure_machine(
     peaks, heavy = _peaks(bench)
     layer = convolution(bench.device)
     speed = rate_of(layer, bench.seconds / 2, bench.synchronise)
-    bench.say(f"{speed.words}: {layer.amount / speed.typical * 1e3:.4g} ms")
+    bench.say(f"{speed.words}: {layer.amount / speed.best * 1e3:.4g} ms")
+    _warn_if_busy(bench, {**peaks, "the convolution": speed})
     active_w = _power_under(bench, heavy)
     idle_w, active_w = _sound(bench, idle_w, active_w)
     actuator = _actuator(bench, base, root, nvml)
@@ -194,6 +196,15 @@ def _peaks(bench: Bench) -> tuple[dict[str, Rate], Load]:
     bench.say("; ".join(f"{rate.words}: {rate.best * 1e-9:.4g} GB/s" for rate in copied))
     peaks["bandwidth_gb_s"] = max(copied, key=lambda rate: rate.best)
     return peaks, loads["fp32_gflops"]
+
+
+def _warn_if_busy(bench: Bench, rates: Mapping[str, Rate]) -> None:
+    slow = [name for name, rate in rates.items() if rate.typical < _STEADY * rate.best]
+    if slow:
+        bench.say(
+            f"the machine is not quiet: half of the calls ran below {_STEADY:.0%} of the best "
+            f"({', '.join(slow)}). The best are taken; measure again when nothing else runs"
+        )
 
 
 def _check_target(path: Path) -> None:
@@ -313,7 +324,7 @@ def _levels(
                 _work(bench, layer, min(_SETTLE_S, bench.seconds / 4))
                 rate = rate_of(layer, bench.seconds / 2, bench.synchronise)
                 power_w = None if watched is None else _power_under(bench, watched)
-                runs.append(LevelRun(mhz, layer.amount / rate.typical, power_w))
+                runs.append(LevelRun(mhz, layer.amount / rate.best, power_w))
                 watts = "" if power_w is None else f", {power_w:.4g} W"
                 bench.say(f"at {mhz:g} MHz: {runs[-1].time_s * 1e3:.4g} ms a convolution{watts}")
     except ClockError as error:

@@ -244,9 +244,9 @@ def _model(taken: Profile, measured: Measured) -> dict[str, dict[str, Figure]]:
     peak = measured.peaks.get("fp32_gflops")
     # One image on a GPU is mostly launching, which has a figure of its own.
     if measured.convolution is not None and peak is not None and own == "cpu":
-        share = min(1.0, measured.convolution.typical / peak.best)
+        share = min(1.0, measured.convolution.best / peak.best)
         words = f"{measured.convolution.words} on {measured.device}"
-        source = measured.source(f"{words}: its median speed to the fp32 peak")
+        source = measured.source(f"{words}: its best call to the fp32 peak")
         found["efficiency"] = Figure(_rounded(share), source)
     rest = {name: figures for name, figures in taken.model.items() if name != own}
     return {**rest, own: found} if found else rest

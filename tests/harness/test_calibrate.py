@@ -83,7 +83,7 @@ def test_what_was_measured_stands_with_command_date_meter_and_load(tmp_path: Pat
     assert (fp32.value, fp32.assumption) == (100, False)
     assert "some work on 4 CPU threads: best of 9, the median was 50" in fp32.source
     assert "fp32_flop_per_cycle_per_core" not in profile.peaks["cpu"]
-    assert profile.model["cpu"]["efficiency"].value == 0.6
+    assert profile.model["cpu"]["efficiency"].value == 0.8
     assert profile.model["cpu"]["bandwidth_efficiency"].value == 1
 
 
@@ -270,6 +270,19 @@ def test_a_machine_without_meter_and_clocks_gets_a_profile_that_says_so(tmp_path
     assert "taken over from generic-x86 as an assumption: power: 10 W idle and 65 W" in said
     assert f"written: {tmp_path / 'mine.toml'}" in said
     assert why_it_fits(profile, X86)
+
+
+@pytest.mark.cuda
+def test_a_card_is_measured_in_its_own_formats(tmp_path: Path) -> None:
+    asked = HardwareCalibrateConfig(
+        write=tmp_path / "card.toml", seconds=0.2, device=DeviceConfig("cuda:0", threads=1)
+    )
+    run_hardware_calibrate(asked, lambda line: None, journal=tmp_path / "clocks.json")
+    profile = load_profile(asked.write)
+    peaks = profile.peaks["gpu"]
+    assert peaks["fp16_gflops"].value > peaks["fp32_gflops"].value > 0
+    assert peaks["bandwidth_gb_s"].value > 0
+    assert profile.power["gpu"].covers == "gpu"
 
 
 def test_an_instrument_of_the_users_own_gives_the_watts(
