@@ -213,7 +213,7 @@ def _pause(period_s: float, waited_s: float, last: Sequence[Stamp | str], sleep:
     # looked at less and less.
     took_s = max((each.end_s - each.begin_s for each in last if isinstance(each, Stamp)), default=0)
     late_s = waited_s if waited_s > 2 * period_s else 0.0
-    sleep(max((period_s + late_s) / POLLS, took_s, SHORTEST_PAUSE_S))
+    sleep(max((period_s + late_s) / POLLS, min(took_s, period_s), SHORTEST_PAUSE_S))
 
 
 def _read(counter: Counter) -> Stamp | str:
