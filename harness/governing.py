@@ -247,7 +247,7 @@ def _keep(
     for precision, each in priced.items():
         say(
             f"govern {name} {precision}: {len(each.points.points)} operating points, deadline "
-            f"{each.deadline_s * 1e3:.4g} ms, costs {entry['costs']}"
+            f"{each.deadline_s * 1e3:.4g} ms, times at the top clock {entry['costs']}"
         )
         if each.points.switch_s >= each.deadline_s:
             say(
