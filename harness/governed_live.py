@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import get_args
 
 from ..profiles.schema import Profile
@@ -88,7 +89,9 @@ def settable_points(
 
     Every level of the device's own list, and the points of the profile that its lists have.
     """
-    levels = {domain: actuator.levels() for domain, actuator in actuators.items()}
+    levels: dict[str, tuple[float, ...]] = {
+        domain: actuator.levels() for domain, actuator in actuators.items()
+    }
     own = levels[device_class]
     named = [
         point
@@ -99,8 +102,11 @@ def settable_points(
     ]
     # A point says every clock that another one changes, so that each can follow each.
     rest = {domain: levels[domain][-1] for point in named for domain in point.clock_mhz}
+    known = {point.name: point for point in points_of(profile, device_class)}
     points = [
-        Point(f"{mhz:.10g} MHz", {**rest, device_class: mhz}, mhz / own[-1]) for mhz in own
+        replace(known.get(name, Point(name, {}, 1.0)), clock_mhz=clock_mhz, f_ratio=mhz / own[-1])
+        for mhz in own
+        for name, clock_mhz in ((f"{mhz:.10g} MHz", {**rest, device_class: mhz}),)
     ]
     return tuple(
         sorted((*points, *named), key=lambda point: (point.f_ratio, point.memory_ratio))

@@ -80,7 +80,7 @@ def run_run(config: RunConfig, say: Say, *, clocks: ClockFiles = THIS_MACHINE) -
     if config.forward_mode == "accuracy":
         judge_live(directory, subject, prepared, chosen, config, say)
     else:
-        meter = choose_energy(directory, subject, hardware, say)
+        meter = choose_energy(directory, subject, hardware, say, metering=config.metering)
         measure_chosen(directory, subject, prepared, chosen, config, meter, say, clocks)
     directory.finish("run")
 

@@ -295,7 +295,12 @@ def _checkpoint_faults(checkpoint: dict[str, Any]) -> list[str]:
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two measured runs are of one setting, batch size, scene, governor and samples."""
     found = [name for name in _SAME if name in one or name in other]
-    return bool(found) and all(one.get(name) == other.get(name) for name in found)
+
+    def of(row: dict[str, Any], name: str) -> Any:
+        # A run of before there were scenes is a continuous one.
+        return row.get(name, "continuous" if name == "scene" else None)
+
+    return bool(found) and all(of(one, name) == of(other, name) for name in found)
 
 
 def _is_row(line: str) -> bool:

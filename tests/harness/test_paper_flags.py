@@ -136,7 +136,7 @@ def test_a_simulated_baseline_pays_for_waiting_awake(inputs: Inputs) -> None:
 
 
 def test_a_level_that_there_is_not_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ClockError, match="no level 99: its levels are 1 to 1[0-9]"):
+    with pytest.raises(ClockError, match=r"no level 99: its levels are 1 to 1[0-9]"):
         find_clocks(simulated(gpu_level=99), TX2, "cuda:0", 1)
     with pytest.raises(ClockError, match="--core_num is 7; simulated cores of jetson-tx2"):
         find_clocks(simulated(cores=7), TX2, "cpu", 1)

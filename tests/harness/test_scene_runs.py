@@ -320,6 +320,9 @@ def test_measurements_of_before_there_were_scenes_are_continuous_ones(run: Path)
     said = Said()
     run_run(config, said)
     assert said.starting("run fp32: already measured")
+    (run / "measurements.jsonl").write_text(json.dumps({**old, "costs": "others"}) + "\n")
+    run_run(config, silent)
+    assert len(measured(run)) == 1  # the new run takes the place of the stale one
 
 
 def test_another_tier_is_another_measurement_where_a_counter_reads(
