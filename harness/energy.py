@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from .energynotes import interval_notes, summary, window_notes
+from .energynotes import interval_notes, summary, tier_notes, window_notes
 from .idle import UNKNOWN, Idle, between, idle_takes_s, measure_idle
 from .meters.base import Clock, Meter, Reading, Source, minimum_window_s, weakest
 from .tiers import TIERS, Plan, Tier, plan_windows
 from .timing import Limits, Timing, median_interval
-from .windows import Taken, Unit, take_windows
+from .windows import Taken, Unit, least, take_windows
 
 _IDLE_SHARE = 0.1  # of a time that is bounded from outside, for idle power
 
@@ -120,7 +120,10 @@ def measure_energy(
     )  # fmt: skip
     if tier.idle_after:
         idle = between(idle, measure_idle(meter, idle_s, sleep=sleep))
-    notes = [*_tier_notes(plan, tier, allowed_s), *([idle.note] if idle.note else [])]
+    resolved = [w for w in taken.values() if any(each.energy_j is not None for each in w)]
+    if not all(least(windows, plan) for windows in resolved):
+        plan = replace(plan, reached=False)
+    notes = [*tier_notes(taken, plan, allowed_s), *([idle.note] if idle.note else [])]
     return Energies(
         {name: _read(windows, idle) for name, windows in taken.items()},
         [*notes, *interval_notes(taken, plan), *window_notes(taken)],
@@ -169,17 +172,6 @@ def _duration(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _tier_notes(plan: Plan, tier: Tier, allowed_s: float | None) -> list[str]:
-    if plan.reached:
-        return []
-    return [
-        f"energy: the tier {tier.name} was not reached in the {allowed_s:.3g} s allowed: "
-        f"{plan.windows} window{'s' * (plan.windows > 1)} of {plan.window_s:.3g} s per unit "
-        f"instead of {tier.windows} of {max(tier.window_s, plan.window_s):.3g} s; leave out "
-        "--energy-seconds to reach it"
-    ]
 
 
 def _priced(

@@ -9,7 +9,7 @@ from typing import Any
 from .idle import Idle
 from .overhead import of_reading
 from .tiers import Plan
-from .windows import Taken, within
+from .windows import Taken, measured_s, within
 
 _SHOWN = 5  # units that a sentence names
 
@@ -25,8 +25,23 @@ def window_notes(taken: Windows) -> list[str]:
     ]
 
 
+def tier_notes(taken: Windows, plan: Plan, allowed_s: float | None) -> list[str]:
+    """That the tier was not reached, and what was measured instead."""
+    if plan.reached:
+        return []
+    tier, fewest = plan.tier, min(len(windows) for windows in taken.values())
+    why, remedy = "units ran shorter than they were timed", "profile again"
+    if allowed_s is not None:
+        why, remedy = f"{allowed_s:.3g} s are allowed", "leave out --energy-seconds to reach it"
+    return [
+        f"energy: the tier {tier.name} was not reached, because {why}: {fewest} "
+        f"window{'s' * (fewest > 1)} of about {plan.window_s:.3g} s per unit instead of "
+        f"{tier.windows} of {max(tier.window_s, plan.window_s):.3g} s; {remedy}"
+    ]
+
+
 def interval_notes(taken: Windows, plan: Plan) -> list[str]:
-    """Which units the tier's cap left with a wider interval than it asks for."""
+    """Which units the tier's cap, or the time allowed, left with a wider interval than it asks."""
     if plan.interval is None:
         return []
     wide = []
@@ -36,9 +51,10 @@ def interval_notes(taken: Windows, plan: Plan) -> list[str]:
             wide.append(name)
     if not wide:
         return []
+    seconds = min(measured_s(taken[name]) for name in wide)
     return [
-        f"after {plan.tier.cap_s:g} s each, the 95% interval of the energy of {_names(wide)} was "
-        f"still wider than {plan.interval:.0%} to a side"
+        f"after {seconds:.0f} s each, the 95% interval of the energy of {_names(wide)} was still "
+        f"wider than {plan.interval:.0%} to a side"
     ]
 
 

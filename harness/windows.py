@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -79,18 +79,27 @@ def take_windows(
     return taken
 
 
-def enough(taken: list[Taken], plan: Plan) -> bool:
-    """Whether a unit has all the windows that the plan asks for."""
-    seconds = sum(window.reading.seconds for window in taken)
+def least(taken: Sequence[Taken], plan: Plan) -> bool:
+    """Whether a unit has as many windows and as much measured time as the plan asks for."""
+    return len(taken) >= plan.windows and measured_s(taken) >= plan.seconds
+
+
+def measured_s(taken: Sequence[Taken]) -> float:
+    """Seconds in these windows together."""
+    return sum(window.reading.seconds for window in taken)
+
+
+def enough(taken: Sequence[Taken], plan: Plan) -> bool:
+    """Whether a unit has all the windows that the plan asks for, its interval included."""
     if len(taken) >= plan.most:
         return True
-    if len(taken) < plan.windows or seconds < plan.seconds:
+    if not least(taken, plan):
         return False
     energies = [window.energy_j for window in taken]
     known = [value for value in energies if value is not None]
     if plan.interval is None or not known:
         return True
-    return seconds >= plan.tier.cap_s or within(known, plan.interval)
+    return measured_s(taken) >= plan.tier.cap_s or within(known, plan.interval)
 
 
 def within(values: list[float], share: float) -> bool:

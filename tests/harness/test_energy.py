@@ -133,8 +133,22 @@ def test_a_time_limit_narrows_the_windows_and_says_that_the_tier_was_not_reached
     assert 0.5 <= min(bench.windows) < 1.0
     # A round is not begun that would end more than a tenth late.
     assert bench.now_s <= 20.0 * 1.1
-    assert "the tier quick was not reached in the 20 s allowed: 5 windows of 0.7" in found.notes[0]
+    assert found.notes[0].startswith(
+        "energy: the tier quick was not reached, because 20 s are allowed: 5 windows of about 0.7"
+    )
     assert found.units["3"].total_j == pytest.approx(0.1, rel=EDGES)
+
+
+def test_a_round_that_the_time_does_not_suffice_for_leaves_the_tier_unreached() -> None:
+    bench = Bench(power_w=100.0, update_period_s=0.001)
+    # Each unit turns out twice as slow as it was timed.
+    timed = dict.fromkeys("abcd", 0.01)
+    limits = Limits(energy_seconds=23.0)
+    found = energies_of(bench, dict.fromkeys("abcd", 0.02), timed=timed, limits=limits)
+    assert found.summary["tier"] == "below quick"
+    assert found.summary["windows"] == 2
+    assert "23 s are allowed: 2 windows of about 1 s per unit instead of 5" in found.notes[0]
+    assert bench.now_s <= 23.0 * 1.1
 
 
 def test_a_time_limit_too_short_for_the_counter_is_said_and_nothing_is_measured() -> None:
