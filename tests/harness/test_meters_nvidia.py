@@ -359,3 +359,30 @@ def test_a_real_card_draws_more_than_nothing_and_less_than_a_kilowatt_and_a_half
     reading = window.close()
     assert reading.gpu_j is not None, reading.note
     assert 0 < reading.gpu_j / reading.seconds < 1500
+
+
+@pytest.mark.cuda
+def test_a_real_card_gives_the_same_energy_to_zeus() -> None:
+    monitors = pytest.importorskip("zeus.monitor", reason="needs the package zeus")
+    import torch
+
+    torch.zeros(1, device="cuda:0")
+    chosen = choose_meter("cuda:0", None)
+    meter = next((each for each in chosen.meters if isinstance(each, NvidiaMeter)), None)
+    if meter is None:
+        pytest.skip(chosen.words)
+    monitor = monitors.ZeusMonitor(gpu_indices=[0], cpu_indices=[])
+    matrix = torch.randn(2048, 2048, device="cuda:0")
+    window = meter.open()
+    monitor.begin_window("work")
+    end_s = time.perf_counter() + max(10.0, 2 * minimum_window_s(meter))
+    while time.perf_counter() < end_s:
+        for _ in range(20):
+            torch.mm(matrix, matrix)
+        torch.cuda.synchronize()
+    theirs = monitor.end_window("work").gpu_energy[0]
+    reading = window.close()
+    assert reading.gpu_j is not None, reading.note
+    # Both read the same counter; zeus begins and ends anywhere between two of its ticks.
+    update_j = reading.gpu_j / reading.seconds * meter.update_period_s
+    assert abs(reading.gpu_j - theirs) <= reading.uncertainty_j["gpu"] + 2 * update_j
