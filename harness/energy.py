@@ -101,21 +101,15 @@ def measure_energy(
     waits = int(idle is None) + int(tier.idle_after)
     waits_s = waits * idle_takes_s(meter, idle_s)
     latencies = {name: timings[name].median_s for name in units}
-    plan = plan_windows(
-        tier,
-        list(latencies.values()),
-        narrowest_s=minimum_window_s(meter),
-        edge_s=2 * (meter.update_period_s or 0.0),
-        allowed_s=None if allowed_s is None else max(0.0, allowed_s - waits_s),
-    )
+    left_s = None if allowed_s is None else max(0.0, allowed_s - waits_s)
+    plan = _planned(tier, meter, latencies, left_s)
     if plan.windows < 1:
         return _nothing_fits(units, meter, plan, waits_s, idle or UNKNOWN, allowed_s or 0.0)
     say(_time_words(plan, len(units), waits_s))
     if idle is None:
         idle = measure_idle(meter, idle_s, sleep=sleep)
     taken = take_windows(
-        units, latencies, plan, meter, seed=limits.seed,
-        allowed_s=None if allowed_s is None else plan.most_s,
+        units, latencies, plan, meter, seed=limits.seed, allowed_s=left_s,
         synchronise=synchronise, clock=clock,
     )  # fmt: skip
     if tier.idle_after:
@@ -129,6 +123,19 @@ def measure_energy(
         [*notes, *interval_notes(taken, plan), *window_notes(taken)],
         idle,
         summary(taken, plan.name, plan.window_s, idle),
+    )
+
+
+def _planned(
+    tier: Tier, meter: Meter, latencies_s: Mapping[str, float], allowed_s: float | None
+) -> Plan:
+    return plan_windows(
+        tier,
+        list(latencies_s.values()),
+        narrowest_s=minimum_window_s(meter),
+        # Opening and closing each wait for the counter's next update.
+        edge_s=2 * (meter.update_period_s or 0.0),
+        allowed_s=allowed_s,
     )
 
 

@@ -315,28 +315,16 @@ def _profile(
     point: SetPoint | None,
     say: Say,
 ) -> Profile:
-    exits, classes = subject.network.num_exits, subject.network.classes
-    images = subject.images("calibration", 0, batch_size)
-    if len(images) < batch_size:
-        # Small datasets: images may repeat, their content does not change what they cost.
-        images = images[torch.arange(batch_size, device=images.device) % len(images)]
-    stack = convolution_stack(classes, DEFAULT_KERNEL, config.horizon).to(subject.device)
-    predictor = ConvolutionPredictor(limits(np.ones(exits), 0.9))
-    rows = np.arange(batch_size)
-
-    def forecast(logits: Tensor) -> object:
-        return predictor.jump(1, LiveEvidence(rows, logits, "softmax", stack), rows)
-
     tier = TIERS[config.metering.tier]
     before = settings() if tier.idle_after else None
     result = profile(
         network,
         subject.network.counts(),
-        images,
-        forecast,
+        _images(subject, batch_size),
+        _forecast(subject, config.horizon, batch_size),
         _limits(config, subject),
         meter,
-        forecast_counts=forecast_counts(classes, config.horizon),
+        forecast_counts=forecast_counts(subject.network.classes, config.horizon),
         operating_point="default" if point is None else point.name,
         clock_mhz=None if point is None else point.own_mhz,
         tier=tier,
@@ -349,6 +337,27 @@ def _profile(
     if point is not None and meter is not None and meter.power_w is not None:
         return repriced(result, point)
     return result
+
+
+def _images(subject: Subject, batch_size: int) -> Tensor:
+    images = subject.images("calibration", 0, batch_size)
+    if len(images) < batch_size:
+        # Small datasets: images may repeat, their content does not change what they cost.
+        images = images[torch.arange(batch_size, device=images.device) % len(images)]
+    return images
+
+
+def _forecast(subject: Subject, horizon: int, batch_size: int) -> Callable[[Tensor], object]:
+    """What the convolution predictor computes from the logits of a head."""
+    exits, classes = subject.network.num_exits, subject.network.classes
+    stack = convolution_stack(classes, DEFAULT_KERNEL, horizon).to(subject.device)
+    predictor = ConvolutionPredictor(limits(np.ones(exits), 0.9))
+    rows = np.arange(batch_size)
+
+    def forecast(logits: Tensor) -> object:
+        return predictor.jump(1, LiveEvidence(rows, logits, "softmax", stack), rows)
+
+    return forecast
 
 
 def _limits(config: ProfileConfig, subject: Subject) -> Limits:
