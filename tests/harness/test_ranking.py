@@ -118,8 +118,9 @@ def test_a_table_without_a_device_is_credited_to_none(tmp_path: Path) -> None:
 
 
 def page_of(view: View) -> str:
-    from exitbench.reports.figures import FIGURES
+    from exitbench.reports.figures import figures_of
     from exitbench.reports.picture import Absent
     from exitbench.reports.tables import all_tables
 
-    return page(view, {name: (Absent(name, "not drawn"), "") for name in FIGURES}, all_tables(view))
+    none = {name: (Absent(name, "not drawn"), "") for name in figures_of(view)}
+    return page(view, none, all_tables(view))
