@@ -5,6 +5,7 @@ On this machine from its own cost table, for another device from the peaks in it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -238,7 +239,8 @@ def _keep(
 ) -> None:
     """Write the table and the manifest's entry, and say what came out."""
     name = device.profile.name
-    write_table(directory.path / f"governed-{name}.csv", rows)
+    safe = re.sub(r"[^\w.-]+", "-", name)  # a profile's own name may hold anything
+    write_table(directory.path / f"governed-{safe}.csv", rows)
     old = directory.manifest.get("govern", {})
     entry = _entry(device, priced)
     directory.update(govern={**old, name: entry})
@@ -252,8 +254,8 @@ def _keep(
         if each.points.switch_s >= each.deadline_s:
             say(
                 f"govern {name} {precision}: changing the clock takes "
-                f"{each.points.switch_s * 1e3:.4g} ms, longer than a request may: no governor can "
-                "change it within one"
+                f"{each.points.switch_s * 1e3:.4g} ms, all that a request may take or more: no "
+                "governor can change it within one"
             )
         for line in _said(rows[rows["precision"] == precision]):
             say(f"govern {name} {precision}: {line}")

@@ -68,6 +68,7 @@ def operating_table(
         model.switch_s,
         "modelled" if idle_w is None else idle_source,
         (*notes, *model.assumptions),
+        _aliases(profile, device_class, points),
     )
 
 
@@ -84,6 +85,17 @@ def _model(
         return dvfs_of(profile, device_class, busy=busy)
     except ExitbenchError as error:
         raise NothingToGovern(str(error)) from error
+
+
+def _aliases(
+    profile: Profile, device_class: str, points: Sequence[Point]
+) -> dict[str, str]:
+    """Names of the profile's operating points that are one of ``points`` by another name."""
+    named = {
+        each.name: _placed(each.name, profile, device_class, points)
+        for each in profile.operating_points
+    }
+    return {name: own for name, own in named.items() if own is not None and own != name}
 
 
 def _own_points(

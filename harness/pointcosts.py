@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -69,6 +69,7 @@ class OperatingTable:
         switch_s: seconds until another point is in force; nothing is computed meanwhile.
         idle_source: where ``idle_w`` comes from.
         notes: what had to be assumed, as sentences.
+        aliases: other names of points, such as a mode's that is one of the levels.
     """
 
     points: tuple[PointCosts, ...]
@@ -76,6 +77,7 @@ class OperatingTable:
     switch_s: float
     idle_source: Source = "modelled"
     notes: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def energy_source(self) -> Source:
@@ -109,11 +111,11 @@ class OperatingTable:
             ExitbenchError: there is none.
         """
         names = [point.name for point in self.points]
-        if name not in names:
-            raise ExitbenchError(
-                f"operating point is {name!r}; this device has {', '.join(map(repr, names))}"
-            )
-        return names.index(name)
+        own = self.aliases.get(name, name)
+        if own not in names:
+            known = ", ".join(map(repr, (*names, *self.aliases)))
+            raise ExitbenchError(f"operating point is {name!r}; this device has {known}")
+        return names.index(own)
 
     def switch_j(self, one: int, other: int) -> float:
         """Joules of changing between two points: the power of the faster one, all the while."""

@@ -146,6 +146,17 @@ def test_measured_levels_that_the_profile_does_not_have_are_the_devices_own_list
     assert found.points[0].clock_mhz == {"cpu": 400}
 
 
+def test_a_mode_that_is_one_of_the_levels_is_known_by_both_names(tmp_path):
+    mode = '[[operating_points]]\nname = "ECO"\nclock_mhz = { cpu = 750 }\nsource = "test"\n'
+    table = CostTable.from_rows(rows())
+    profile = profile_of(tmp_path, PROFILE + mode)
+    found = operating_table(table, table.select("fp32", 1), profile, "cpu")
+    assert len(found.points) == 3
+    assert found.index("ECO") == found.index("750 MHz") == 1
+    with pytest.raises(ExitbenchError, match="'ECO'"):
+        found.index("TURBO")
+
+
 def test_idle_power_is_the_profiles_unless_it_was_measured(tmp_path):
     assert table_and_points(tmp_path, rows()).idle_w == 2
     assert table_and_points(tmp_path, rows()).idle_source == "modelled"
