@@ -243,7 +243,9 @@ def _rails(root: Path) -> list[Rail]:
     for folder in sorted((root / HWMON).glob("*/hwmon/hwmon*")):
         for channel in (1, 2, 3):
             label = folder / f"in{channel}_label"
-            if label.exists() and "NC" not in (text := label.read_text().strip()):
+            if not label.exists() or _switched_off(folder / f"in{channel}_enable"):
+                continue
+            if "NC" not in (text := label.read_text().strip()):
                 volts, amperes = (folder / f"{kind}{channel}_input" for kind in ("in", "curr"))
                 found.append(Rail(text, volts, amperes, None, _shunt_ohm(folder, channel)))
     if found:
@@ -254,6 +256,10 @@ def _rails(root: Path) -> list[Rail]:
             if label.exists() and "NC" not in (text := label.read_text().strip()):
                 found.append(Rail(text, watts=folder / f"in_power{channel}_input"))
     return found
+
+
+def _switched_off(path: Path) -> bool:
+    return path.exists() and path.read_text().strip() == "0"
 
 
 def _shunt_ohm(folder: Path, channel: int) -> float:

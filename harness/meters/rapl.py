@@ -58,13 +58,16 @@ class RaplMeter:
     """The CPU packages of this machine, and their memory where it has counters.
 
     They count everything that runs on the packages, not this process alone.
+
+    Args:
+        zones: its counters, whose periods are known.
+        stuck: labels of memory counters that are there but do not move.
     """
 
     def __init__(
-        self, zones: Sequence[Zone], update_period_s: float, clock: Clock, sleep: Sleep = time.sleep
+        self, zones: Sequence[Zone], stuck: Sequence[str], clock: Clock, sleep: Sleep = time.sleep
     ) -> None:
-        self._zones = tuple(zones)
-        self._period_s = update_period_s
+        self._zones, self._stuck = tuple(zones), tuple(stuck)
         self._clock, self._sleep = clock, sleep
         self._keeping = threading.Lock()
         self._open: weakref.WeakSet[RaplWindow] = weakref.WeakSet()
@@ -73,7 +76,8 @@ class RaplMeter:
     @property
     def name(self) -> str:
         """The meter with the packages it adds up."""
-        return f"{NAME} ({', '.join(zone.label for zone in self._zones)})"
+        without = "; without dram, which does not move" if self._stuck else ""
+        return f"{NAME} ({', '.join(zone.label for zone in self._zones)}{without})"
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -88,7 +92,7 @@ class RaplMeter:
     @property
     def update_period_s(self) -> float:
         """Time between two updates of the slowest counter, as found by polling."""
-        return self._period_s
+        return max(zone.counter.period.seconds for zone in self._zones)
 
     def open(self) -> RaplWindow:
         """Start a window, right after a tick of the counters."""
@@ -190,16 +194,24 @@ def find_rapl(
             )
         for zone in zones:
             zone.read_uj()
-        for zone in zones:
-            period = find_period(zone.counter, clock, sleep)
-            if period is None:
-                return _unavailable(f"the CPU energy counter {zone.label} does not move")
-            zone.counter.period = period
+        stuck = [zone for zone in zones if not _moves(zone, clock, sleep)]
     except PermissionError as error:
         return _unavailable(f"only root may read {error.filename}", REMEDY)
     except (OSError, ValueError, Unreadable) as error:
         return _unavailable(f"the CPU energy counters cannot be read: {_reason(error)}")
-    return RaplMeter(zones, max(zone.counter.period.seconds for zone in zones), clock, sleep)
+    dead = [zone.label for zone in stuck if zone.domain == "cpu"]
+    if dead:
+        return _unavailable(f"the CPU energy counter {dead[0]} does not move")
+    moving = [zone for zone in zones if zone not in stuck]
+    return RaplMeter(moving, [zone.label for zone in stuck], clock, sleep)
+
+
+def _moves(zone: Zone, clock: Clock, sleep: Sleep) -> bool:
+    """Whether a counter moves; its period is then known."""
+    period = find_period(zone.counter, clock, sleep)
+    if period is not None:
+        zone.counter.period = period
+    return period is not None
 
 
 def _zones(folder: Path, clock: Clock) -> list[Zone]:

@@ -21,6 +21,7 @@ from typing import Any
 from .base import Clock
 from .counters import Unreadable
 
+THREAD = "exitbench sampler"
 _LONGEST_GAP = 10
 """Periods without a sample after which a window counts as not watched."""
 _GAP_SHARE = 0.05  # of the window; a shorter gap is within the uncertainty
@@ -110,14 +111,20 @@ class Sampler:
             if self._threaded and self._wake is None:
                 self._wake = threading.Event()
                 threading.Thread(
-                    target=_keep_sampling, args=(weakref.ref(self), self._wake), daemon=True
+                    target=_keep_sampling,
+                    args=(weakref.ref(self), self._wake),
+                    name=THREAD,
+                    daemon=True,
                 ).start()
         return watch
 
-    @property
-    def watched(self) -> bool:
-        """Whether a watch is open."""
-        return len(self._watches) > 0
+    def dismisses(self, wake: threading.Event) -> bool:
+        """Whether the thread that waits for ``wake`` must end: nobody watches, or another does."""
+        with self._keeping:
+            # A window that was dropped unclosed watches no more.
+            if len(self._watches) == 0:
+                self._wake = None
+            return self._wake is not wake
 
     def leave(self, watch: Watch) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
         """Called by a watch that has closed: its samples and faults; what no open one needs goes.
@@ -259,7 +266,7 @@ def _keep_sampling(reference: weakref.ref[Sampler], wake: threading.Event) -> No
     took_s = 0.0
     while True:
         sampler = reference()
-        if sampler is None or not sampler.watched:
+        if sampler is None or sampler.dismisses(wake):
             return
         pause_s = max(sampler.pause_s - took_s, 0.0)
         del sampler

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass
 
 import pytest
 from exitbench.harness.meters.counters import Counter, Period, find_period
 from exitbench.harness.meters.edges import EdgeWindow, Share
-from exitbench.harness.meters.sampled import Sampler
+from exitbench.harness.meters.sampled import THREAD, Sampler
 from fake_machine import Clock, Load, Ticking
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -290,3 +292,17 @@ def test_watches_that_overlap_share_samples_and_agree(lengths: list[float]) -> N
         true_j = load.joules(watched.closed_s) - load.joules(watched.opened_s)
         assert abs(joules - true_j) <= uncertainty_j + 1e-9 * true_j
     assert sampler.samples == []
+
+
+def test_a_window_dropped_unclosed_does_not_keep_later_ones_from_being_sampled() -> None:
+    sampler = Sampler(lambda: ({"w": 1.0}, {}), 0.01, time.perf_counter)
+    sampler.watch()
+    # Real time: the thread ends once it finds that nobody watches.
+    deadline_s = time.perf_counter() + 30
+    while THREAD in [thread.name for thread in threading.enumerate()]:
+        assert time.perf_counter() < deadline_s
+        time.sleep(0.01)
+    watch = sampler.watch()
+    while len(sampler.samples) < 5 and time.perf_counter() < deadline_s:
+        time.sleep(0.01)
+    assert len(watch.close().samples) >= 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -11,7 +12,7 @@ import pytest
 from exitbench.harness.meters.base import Reading, Unavailable, minimum_window_s
 from exitbench.harness.meters.choose import choose_meter
 from exitbench.harness.meters.nvidia import NvidiaMeter, find_nvidia, locate
-from exitbench.harness.meters.sampled import Sampler
+from exitbench.harness.meters.sampled import THREAD, Sampler
 from exitbench.profiles.nvml import Gpu, list_gpus, open_nvml
 from fake_machine import Card, Clock, Load, Ticking, fake_nvml
 
@@ -219,7 +220,9 @@ def test_a_thread_looks_at_the_card_while_a_window_is_open_and_then_ends() -> No
     assert len(meter.card.sampler.samples) >= 3
     window.close()
     assert meter.card.sampler.samples == []
-    assert not meter.card.sampler.watched
+    while THREAD in [thread.name for thread in threading.enumerate()]:
+        assert time.perf_counter() < deadline_s
+        time.sleep(0.01)
 
 
 def test_a_machine_without_driver_says_so() -> None:

@@ -150,6 +150,20 @@ def test_a_counter_that_does_not_move_is_never_zero_energy(tmp_path: Path) -> No
     assert "does not move" in found.reason
 
 
+def test_a_memory_counter_that_does_not_move_is_left_out_and_said(tmp_path: Path) -> None:
+    clock, cap = Clock(), Powercap(tmp_path)
+    cap.zone("intel-rapl:0", "package-0")
+    cap.zone("intel-rapl:0:0", "dram")
+    cap.drive(clock, ("intel-rapl:0", Ticking(clock, Load((0, 50.0)), STEP_S, 1e-6)))
+    meter = find_rapl(tmp_path, clock=clock, sleep=clock.sleep)
+    assert isinstance(meter, RaplMeter)
+    assert meter.domains == ("cpu",)
+    assert "without dram, which does not move" in meter.name
+    window = meter.open()
+    clock.sleep(1)
+    assert window.close().total_j == pytest.approx(50, rel=1e-3)
+
+
 def test_a_file_that_vanishes_leaves_the_window_unresolved(tmp_path: Path) -> None:
     meter, clock, _ = package(tmp_path)
     window = meter.open()
