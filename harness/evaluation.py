@@ -127,9 +127,7 @@ def evaluate_checkpoint(
         if value is not None and value < 1:
             raise ExitbenchError(f"{what} is {value}; it must be at least 1")
     subject = load_subject(checkpoint, data, device, say, needs_exits=policy != "full")
-    test = subject.parts["test"]
-    few = subset(test, thinned(len(test), limit))
-    subject = replace(subject, parts={**subject.parts, "test": few})
+    subject = _fewer(subject, limit)
     judging = forward_mode == "accuracy"
     timing = None
     if not judging and (circumstances.acts or not stat_each_layer):
@@ -154,8 +152,27 @@ def evaluate_checkpoint(
         outcome, cost = run_timed(
             subject, prepared, walking, batch_size, timing.meter, circumstances.scene, timing.clocks
         )
+    return _evaluation(subject, setting, made, outcome, statistics, stat_each_layer, cost)
+
+
+def _fewer(subject: Subject, limit: int | None) -> Subject:
+    """The subject with at most ``limit`` test images, evenly spread."""
+    test = subject.parts["test"]
+    few = subset(test, thinned(len(test), limit))
+    return replace(subject, parts={**subject.parts, "test": few})
+
+
+def _evaluation(
+    subject: Subject,
+    setting: Setting,
+    made: _Made,
+    outcome: Outcome,
+    statistics: LayerStatistics,
+    stat_each_layer: bool,
+    cost: Cost | None,
+) -> Evaluation:
     judged = made.judged
-    right = outcome.label == truth
+    right = outcome.label == subject.parts["test"].labels
     confusion = None
     if judged is not None:
         confusion = judged.confusion

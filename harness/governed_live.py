@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import get_args
@@ -40,7 +40,7 @@ def governed(
     if config.governor is None:
         yield lambda prices: None
         return
-    profile = _profile(directory, str(subject.device))
+    profile = _profile(directory, config.hardware, str(subject.device))
     device_class = {"cuda": "gpu"}.get(subject.device.type, "cpu")
     busy = busy_share(subject.threads) if device_class == "cpu" else 1.0
     table = CostTable.read(directory.cost)
@@ -78,6 +78,23 @@ def governed(
         yield lambda prices: governing(prices, settable, session)
 
 
+def check_governed(
+    directory: RunDirectory,
+    subject: Subject,
+    config: RunConfig,
+    prices: Iterable[Prices],
+    files: ClockFiles,
+) -> None:
+    """Refuse a governor that cannot govern here, before anything is noted or written.
+
+    Raises:
+        ExitbenchError: as ``governed``; clocks of the device were set and put back to find out.
+    """
+    with governed(directory, subject, config, files) as governing_for:
+        for each in prices:
+            governing_for(each)
+
+
 def _domains(points: tuple[Point, ...]) -> tuple[Domain, ...]:
     return tuple(domain for domain in get_args(Domain) if domain in points[-1].clock_mhz)
 
@@ -113,8 +130,9 @@ def settable_points(
     )
 
 
-def _profile(directory: RunDirectory, device: str) -> Profile:
-    asked = directory.manifest.get("hardware", {}).get("asked", "auto")
+def _profile(directory: RunDirectory, asked: str, device: str) -> Profile:
+    if asked == "auto":
+        asked = directory.manifest.get("hardware", {}).get("asked", "auto")
     profile = hardware_profile(asked, device).profile
     if profile is None:
         raise ExitbenchError(

@@ -157,6 +157,8 @@ def _run_combinations(config: RunConfig) -> Iterator[str]:
         for name in ("operating_point", "deadline_ms"):
             if getattr(config, name) is not None:
                 yield f"{name} is given without a governor; it belongs to --governor NAME"
+        if config.clocks == "device":
+            yield "clocks is device without a governor that sets them; give --governor NAME, too"
     elif config.operating_point is not None and config.governor != "fixed":
         yield f"operating_point is given beside governor {config.governor}; it belongs to fixed"
     if (config.governor or config.scene == "periodic") and config.batch_size not in (None, 1):

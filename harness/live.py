@@ -16,7 +16,7 @@ from .costs import CostTable
 from .errors import ExitbenchError
 from .evidence import IntArray
 from .forecasts_live import judge_live, judged_settings
-from .governed_live import governed
+from .governed_live import check_governed, governed
 from .hardware import hardware_profile
 from .idle import UNKNOWN, Idle, between, measure_idle
 from .manner import Manner, plan
@@ -71,8 +71,11 @@ def run_run(config: RunConfig, say: Say, *, clocks: ClockFiles = THIS_MACHINE) -
     else:
         hardware = _hardware(directory, config.hardware, str(subject.device))
         table, batch_size = CostTable.read(directory.cost), _batch_size(directory, config)
-        for name in {setting.precision for setting in chosen}:
+        prices = [
             prices_for(table, load_traces(directory, name), batch_size)
+            for name in dict.fromkeys(setting.precision for setting in chosen)
+        ]
+        check_governed(directory, subject, config, prices, clocks)
     begin(directory, "run", to_plain(config), subject)
     prepared = {
         name: subject.prepare(name) for name in dict.fromkeys(s.precision for s in chosen)

@@ -19,6 +19,7 @@ from exitbench.harness.limits import faults
 from exitbench.harness.live import run_run
 from exitbench.harness.measured import measured_key
 from exitbench.harness.rundir import RunDirectory
+from exitbench.harness.sweepfile import read_sweep
 from exitbench.harness.sweeping import run_sweep
 from fake_clocks import Kernel, add_policy, content, refuse
 from pipeline_fixtures import CPU, Killed, Said, refused, silent
@@ -103,6 +104,7 @@ def test_the_governor_fixed_names_its_point(run: Path) -> None:
     )
     assert "operating point is '5 THz'; this device has" in message
     assert top in message
+    assert RunDirectory(run).manifest["commands"]["run"]["config"]["operating_point"] == top
 
 
 def test_every_governor_is_a_measurement_of_its_own(run: Path) -> None:
@@ -153,7 +155,11 @@ def test_clocks_of_the_device_are_set_and_put_back(
 ) -> None:
     root, kernel = tree
     before = content(root)
-    governed = config(run, governor="proportional", clocks="device", settings=("predictive",))
+    swept = read_sweep(RunDirectory(run, create=False))
+    # From each exit on to the next: the clock goes down as the paper's governor has it.
+    everywhere = swept[(swept.policy == "every-exit") & (swept.start_layer == 1)]
+    number = str(everywhere.mean_exit.idxmax())
+    governed = config(run, governor="proportional", clocks="device", settings=(number,))
     run_run(governed, silent, clocks=at(root))
     (row,) = measured(run)
     assert (row["clocks"], row["latency_source"]) == ("device", "measured")
@@ -185,6 +191,7 @@ def test_no_permission_changes_nothing_and_says_so(run: Path, tree: tuple[Path, 
         run_run(config(run, clocks="device"), silent, clocks=at(root))
     assert content(root) == before
     assert not (run / "measurements.jsonl").exists()
+    assert "run" not in RunDirectory(run).manifest["commands"]  # refused before it began
 
 
 def test_a_machine_without_a_clock_to_set_is_refused(run: Path, tmp_path: Path) -> None:
@@ -215,6 +222,11 @@ def test_batches_cannot_be_governed(run: Path) -> None:
     (fault,) = faults(config(run, batch_size=8))
     assert "batch_size is 8; requests come one by one, so it must be 1" in fault
     assert faults(config(run)) == []
+
+
+def test_clocks_of_the_device_belong_to_a_governor(run: Path) -> None:
+    (fault,) = faults(config(run, governor=None, clocks="device"))
+    assert "clocks is device without a governor" in fault
 
 
 def test_a_governed_run_of_a_sweep_of_batches_takes_single_requests(run: Path) -> None:
