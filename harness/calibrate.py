@@ -30,7 +30,7 @@ from .clocks.base import Actuator, ClockError
 from .clocks.choose import find_actuators
 from .clocks.session import ClockSession
 from .conditions import clock_policies, policy_words
-from .configs import HardwareCalibrateConfig
+from .configs_device import HardwareCalibrateConfig
 from .devices import apply_threads, resolve_device
 from .errors import ExitbenchError
 from .files import write_text

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Generic, TypeVar, Union
 import tyro
 
 from . import configs
+from . import configs_device as devices
+from .configs_paper import PaperConfig
 from .errors import ExitbenchError
 from .limits import faults
 from .options import from_plain, listed, read_options
@@ -59,15 +61,15 @@ COMMANDS: dict[str, Command] = {
     "report": Command(configs.ReportConfig, "pipeline:run_report"),
     "study": Command(configs.StudyConfig, "pipeline:run_study"),
     "subset": Command(configs.SubsetConfig, "pipeline:run_subset"),
-    "doctor": Command(configs.DoctorConfig, "doctor:run_doctor"),
-    "paper": Command(configs.PaperConfig, "paper:run_paper"),
+    "doctor": Command(devices.DoctorConfig, "doctor:run_doctor"),
+    "paper": Command(PaperConfig, "paper:run_paper"),
 }
 HARDWARE: dict[str, Command] = {
-    "list": Command(configs.HardwareListConfig, "hardware:run_hardware_list"),
-    "show": Command(configs.HardwareShowConfig, "hardware:run_hardware_show"),
-    "detect": Command(configs.HardwareDetectConfig, "hardware:run_hardware_detect"),
-    "calibrate": Command(configs.HardwareCalibrateConfig, "calibrate:run_hardware_calibrate"),
-    "restore": Command(configs.HardwareRestoreConfig, "clocks.restore:run_hardware_restore"),
+    "list": Command(devices.HardwareListConfig, "hardware:run_hardware_list"),
+    "show": Command(devices.HardwareShowConfig, "hardware:run_hardware_show"),
+    "detect": Command(devices.HardwareDetectConfig, "hardware:run_hardware_detect"),
+    "calibrate": Command(devices.HardwareCalibrateConfig, "calibrate:run_hardware_calibrate"),
+    "restore": Command(devices.HardwareRestoreConfig, "clocks.restore:run_hardware_restore"),
 }
 
 
@@ -89,16 +91,16 @@ def _named(name: str, config: type[Any]) -> Any:
 
 
 _Action = (
-    Annotated[configs.HardwareListConfig, _named("list", configs.HardwareListConfig)]
+    Annotated[devices.HardwareListConfig, _named("list", devices.HardwareListConfig)]
     | Annotated[
-        tyro.conf.PositionalRequiredArgs[configs.HardwareShowConfig],
-        _named("show", configs.HardwareShowConfig),
+        tyro.conf.PositionalRequiredArgs[devices.HardwareShowConfig],
+        _named("show", devices.HardwareShowConfig),
     ]
-    | Annotated[configs.HardwareDetectConfig, _named("detect", configs.HardwareDetectConfig)]
+    | Annotated[devices.HardwareDetectConfig, _named("detect", devices.HardwareDetectConfig)]
     | Annotated[
-        configs.HardwareCalibrateConfig, _named("calibrate", configs.HardwareCalibrateConfig)
+        devices.HardwareCalibrateConfig, _named("calibrate", devices.HardwareCalibrateConfig)
     ]
-    | Annotated[configs.HardwareRestoreConfig, _named("restore", configs.HardwareRestoreConfig)]
+    | Annotated[devices.HardwareRestoreConfig, _named("restore", devices.HardwareRestoreConfig)]
 )
 
 

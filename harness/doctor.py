@@ -22,7 +22,7 @@ from .clocks.choose import clocks_words, survey_actuators
 from .clocks.journal import journal_path, read_journal
 from .clocks.sysfs import RESTORE
 from .conditions import clock_policies, policy_words
-from .configs import DoctorConfig
+from .configs_device import DoctorConfig
 from .errors import CheckFailed, ExitbenchError
 from .hardware import hardware_profile
 from .metering import external_meter, open_meter

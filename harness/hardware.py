@@ -12,7 +12,7 @@ from ..profiles.detect import Machine, detect, fits_of
 from ..profiles.loading import list_profiles, load_profile
 from ..profiles.nvml import Gpu, open_nvml
 from ..profiles.schema import RAIL_PARTS, ClockDomain, Figure, Levels, Profile
-from .configs import HardwareDetectConfig, HardwareListConfig, HardwareShowConfig
+from .configs_device import HardwareDetectConfig, HardwareListConfig, HardwareShowConfig
 from .meters.base import Meter, Unavailable, minimum_window_s
 from .meters.choose import choose_meter, cuda_index, torch_uuid
 from .meters.ina3221 import find_ina3221

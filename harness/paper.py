@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from .circumstances import NONE, THIS_MACHINE, Circumstances, ClockFiles
-from .configs import DataConfig, DeviceConfig, Model, PaperConfig, Precision, TrainConfig
+from .configs import DataConfig, DeviceConfig, Model, Precision, TrainConfig
+from .configs_paper import PaperConfig
 from .errors import ExitbenchError
 from .scenes import Scene
 

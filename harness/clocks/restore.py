@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..configs import HardwareRestoreConfig
+from ..configs_device import HardwareRestoreConfig
 from . import cores, cpufreq, devfreq, nvml
 from .base import Actuator, ClockError
 from .journal import Lock, Record, damaged, journal_path, read_journal, remove_journal

@@ -15,7 +15,8 @@ import torch
 from exitbench.harness.calibrate import run_hardware_calibrate
 from exitbench.harness.calibrated import LevelRun, Measured, calibrated_profile, without
 from exitbench.harness.cli import parse
-from exitbench.harness.configs import DeviceConfig, HardwareCalibrateConfig, MeteringConfig
+from exitbench.harness.configs import DeviceConfig, MeteringConfig
+from exitbench.harness.configs_device import HardwareCalibrateConfig
 from exitbench.harness.dvfs import dvfs_of, points_of
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.loads import Load, Rate, convolution, fastest, product, rate_of

@@ -24,7 +24,7 @@ from exitbench.harness.clocks.journal import boot_id
 from exitbench.harness.clocks.nvml import find_nvml
 from exitbench.harness.clocks.restore import run_hardware_restore
 from exitbench.harness.clocks.session import ClockSession
-from exitbench.harness.configs import HardwareRestoreConfig
+from exitbench.harness.configs_device import HardwareRestoreConfig
 from fake_clocks import (
     EMC,
     ClockCard,

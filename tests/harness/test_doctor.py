@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from exitbench.harness.clocks.journal import Entry, write_journal
-from exitbench.harness.configs import DeviceConfig, DoctorConfig, MeteringConfig
+from exitbench.harness.configs import DeviceConfig, MeteringConfig
+from exitbench.harness.configs_device import DoctorConfig
 from exitbench.harness.doctor import run_doctor
 from exitbench.harness.errors import CheckFailed
 from fake_clocks import add_policy, add_range_policy

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from exitbench.harness.configs import (
+from exitbench.harness.configs_device import (
     HardwareDetectConfig,
     HardwareListConfig,
     HardwareShowConfig,

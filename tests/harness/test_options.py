@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exitbench.harness import configs
+from exitbench.harness import configs, configs_paper
 from exitbench.harness.configs import (
     DataConfig,
     DeviceConfig,
@@ -31,7 +31,7 @@ CONFIGS = [
     configs.ReportConfig(run=Path("runs/a")),
     configs.StudyConfig(checkpoint=Path("a.safetensors"), run=Path("runs/a")),
     SubsetConfig(run=Path("runs/a"), out=Path("easy.json"), exit=4),
-    configs.PaperConfig(pretrained_file=Path("models_new/a.pt"), scene="periodical"),
+    configs_paper.PaperConfig(pretrained_file=Path("models_new/a.pt"), scene="periodical"),
 ]
 
 

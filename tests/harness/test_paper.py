@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exitbench.harness import cli
-from exitbench.harness.configs import DataConfig, DeviceConfig, PaperConfig, TrainConfig
+from exitbench.harness.configs import DataConfig, DeviceConfig, TrainConfig
+from exitbench.harness.configs_paper import PaperConfig
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.paper import (
     CLOCK_FLAGS,

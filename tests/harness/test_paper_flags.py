@@ -18,7 +18,8 @@ from exitbench.harness.circumstances import (
 )
 from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import ClockError
-from exitbench.harness.configs import DataConfig, DeviceConfig, PaperConfig
+from exitbench.harness.configs import DataConfig, DeviceConfig
+from exitbench.harness.configs_paper import PaperConfig
 from exitbench.harness.dvfs import dvfs_of
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.evaluation import Evaluation, evaluate_checkpoint

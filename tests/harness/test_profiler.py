@@ -153,7 +153,7 @@ def test_modelled_energy_is_power_times_latency() -> None:
 def unit_energies(whole_j: float, part_j: float, unsure_j: float | None) -> dict[str, UnitEnergy]:
     """Measured energies of a network with one exit: two segments, a classifier, the whole."""
     parts = ("segment 1", "segment 2", "classifier 2", "head 1")
-    joules = {name: part_j for name in parts} | {"whole": whole_j}
+    joules = dict.fromkeys(parts, part_j) | {"whole": whole_j}
     return {
         name: UnitEnergy(value, uncertainty_j=unsure_j, source="measured")
         for name, value in joules.items()
