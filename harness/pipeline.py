@@ -36,7 +36,7 @@ from .sweeping import load_traces, make_grid, run_sweep
 from .tracing import begin, trace_subject
 
 Say = Callable[[str], None]
-DEMO_ENERGY_S = 15.0
+DEMO_ENERGY_S = 8.0
 """For the energy of one precision and batch size in the demo, of which there are up to six: it ends
 in minutes also where there is a counter. The tier is then not reached, and it says so."""
 
