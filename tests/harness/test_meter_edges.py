@@ -111,6 +111,17 @@ def test_a_step_anywhere_is_within_the_stated_uncertainty(
     assert share.uncertainty_j <= 1.2 * max(before_w, after_w) * period_s + 2 * UNIT_J
 
 
+@given(st.floats(10, 400), st.sampled_from([0.1, 0.5, 1.0]), st.floats(0, 1), st.floats(55, 200))
+def test_the_step_of_a_coarse_counter_is_in_the_stated_uncertainty(
+    watts: float, unit_j: float, phase: float, updates: float
+) -> None:
+    lab = Lab.of(Load((0, watts)), 0.1, phase=phase, unit_j=unit_j)
+    share, true_j = lab.work(updates * 0.1)
+    holds(share, true_j)
+    # An update and the counter's step at the end; the step once more at the start.
+    assert share.uncertainty_j <= 1.2 * (watts * 0.1 + unit_j) + unit_j
+
+
 @given(WATTS, st.integers(0, 10**6), st.integers(1, 12))
 def test_wraps_are_counted_wherever_they_fall(watts: float, offset: int, reads: int) -> None:
     # A range of 3000 J may go unread for 3 s; here it wraps up to several times in one window.

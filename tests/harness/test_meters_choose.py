@@ -269,6 +269,12 @@ def test_the_profile_orders_the_meters(named: tuple[str, ...], order: tuple[str,
     assert order_of(replace(X86, meters=named), "cpu") == order
 
 
+def test_a_profile_that_puts_modelled_power_first_gets_it_and_it_is_said(tmp_path: Path) -> None:
+    meter = Machine(tmp_path, rapl=True).choose("cpu", replace(X86, meters=("modelled", "rapl")))
+    assert meter.source == "modelled"
+    assert meter.words.endswith("because hardware profile generic-x86 puts it first.")
+
+
 def test_the_uncertainty_of_a_meter_that_ran_longer_is_wider(tmp_path: Path) -> None:
     machine = Machine(tmp_path, rapl=True, cards=(Card(),))
     meter = machine.choose("cuda:0", H200)
