@@ -175,8 +175,23 @@ class SetClocks:
         Raises:
             ClockError: they cannot be set; nothing stays changed.
         """
-        with self.in_force(0.0):
+        with with_remedy(), self.in_force(0.0):
             pass
+
+
+@contextmanager
+def with_remedy() -> Iterator[None]:
+    """Whoever may not set clocks learns that they can be simulated."""
+    try:
+        yield
+    except ClockError as error:
+        text = str(error)
+        if "--clocks simulated" in text:
+            raise
+        raise ClockError(
+            f"{text.rstrip('.')}. With --clocks simulated none is changed: the hardware profile "
+            "prices them"
+        ) from error
 
 
 def find_clocks(
@@ -199,7 +214,7 @@ def find_clocks(
     found = _actuators(asked, profile, device)
     values = _values(asked, found)
     point, model = _priced(profile, device_class, found, values, threads, asked.simulated)
-    used = {domain: found[domain] for domain in values}
+    used = {domain: found[domain] for domain in values if domain in found}
     return SetClocks(
         used,
         values,
@@ -219,9 +234,13 @@ def _actuators(
     if not asked.sets:
         return {}
     needed: tuple[Domain, ...] = () if asked.top else tuple(asked.wanted)
-    found = find_actuators(
-        profile, device, simulated=asked.simulated, needed=needed, root=asked.files.root
-    )
+    if asked.simulated:
+        found = find_actuators(profile, device, simulated=True)
+    else:
+        with with_remedy():
+            found = find_actuators(
+                profile, device, simulated=False, needed=needed, root=asked.files.root
+            )
     missing = [domain for domain in needed if domain not in found]
     if asked.simulated and "cores" in missing:
         missing.remove("cores")  # the threads are all that a simulation of cores changes
@@ -238,13 +257,13 @@ def _values(asked: Circumstances, found: Mapping[Domain, Actuator]) -> dict[Doma
     """What each domain is set to."""
     if asked.top:
         return {name: found[name].levels()[-1] for name in _FLAGS if name in found}
-    return {
-        domain: _core_count(found[domain], number)
-        if domain == "cores"
-        else level(found[domain], number)
-        for domain, number in asked.wanted.items()
-        if domain in found
-    }
+    values: dict[Domain, float] = {}
+    for domain, number in asked.wanted.items():
+        if domain != "cores":
+            values[domain] = level(found[domain], number)
+        else:
+            values[domain] = _core_count(found[domain], number) if domain in found else number
+    return values
 
 
 def _core_count(actuator: Actuator, number: int) -> float:
@@ -259,18 +278,27 @@ def _notes(
 ) -> tuple[str, ...]:
     """What is asked for, or meant, and does not happen."""
     if asked.simulated:
-        priced: set[Domain] = {"cpu", "cores"} if device_class == "cpu" else {"gpu"}
-        flags = [_FLAGS[domain] for domain in asked.wanted if domain not in priced]
-        if not flags:
-            return ()
-        return (
-            f"{', '.join(flags)}: without effect on what is simulated; the network runs on the "
-            f"{device_class.upper()}, and the model prices that alone",
-        )
+        return tuple(_unpriced(asked, device_class))
     left = [_NAMES[domain] for domain in _FLAGS if domain not in values] if asked.top else []
     if not left:
         return ()
     return (f"--baseline 1: left as they are, because nothing here sets them: {', '.join(left)}",)
+
+
+def _unpriced(asked: Circumstances, device_class: Domain) -> Iterator[str]:
+    """What a simulation leaves out."""
+    priced: set[Domain] = {"cpu", "cores"} if device_class == "cpu" else {"gpu"}
+    flags = [_FLAGS[domain] for domain in asked.wanted if domain not in priced]
+    if flags:
+        yield (
+            f"{', '.join(flags)}: without effect on what is simulated; the network runs on the "
+            f"{device_class.upper()}, and the model prices that alone"
+        )
+    if asked.cores is not None and asked.cores > usable_cpus():
+        yield (
+            f"--core_num {asked.cores}: this process may use {usable_cpus()} CPUs; simulated cores "
+            "are threads, which share them"
+        )
 
 
 def _priced(

@@ -15,6 +15,7 @@ from .calibration import CALIBRATION, thresholds
 from .circumstances import NONE, Circumstances, SetClocks, find_clocks
 from .configs import DataConfig, DeviceConfig
 from .data import subset
+from .dvfs_errors import model_error_words
 from .errors import ExitbenchError
 from .evaluation_cost import Cost, run_timed
 from .evidence import IntArray
@@ -260,8 +261,10 @@ def _timing(subject: Subject, circumstances: Circumstances, say: Say) -> _Timing
     meter = choose_meter(device, profile, threads=subject.threads)
     if clocks.source != "simulated":
         say(f"energy: {meter.words}")
-    elif clocks.model is not None and clocks.model.assumptions:
-        say(f"assumed of the clocks: {'; '.join(clocks.model.assumptions)}")
+    elif clocks.model is not None:
+        if clocks.model.assumptions:
+            say(f"assumed of the clocks: {'; '.join(clocks.model.assumptions)}")
+        say(model_error_words())
     scene, images = circumstances.scene, len(subject.parts["test"])
     if scene.period_s is not None and clocks.source != "simulated":
         say(

@@ -73,11 +73,12 @@ class Cost:
     def _energy_lines(self) -> list[str]:
         if self.joules is None:
             return [f"energy unavailable: {self.note}"]
-        each = f"energy {self.joules * 1e3 / self.images:.4g} mJ per image ({self.energy_source})"
+        energy_mj = _digits(self.joules * 1e3 / self.images)
+        each = f"energy {energy_mj} mJ per image ({self.energy_source})"
         if self.response_s is None:
             return [each]
-        hour_j = self.joules / self.seconds * HOUR_S
-        return [f"{each}, with what follows until the next one; {hour_j:.4g} J per hour"]
+        hour_j = _digits(self.joules / self.seconds * HOUR_S)
+        return [f"{each}, with what follows until the next one; {hour_j} J per hour"]
 
 
 def run_timed(
@@ -238,3 +239,8 @@ def _simulated(
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _digits(value: float) -> str:
+    """Four digits that mean something, without a power of ten up to six."""
+    return f"{float(f'{value:.4g}'):g}"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import get_args
 
 from ..profiles.schema import Profile
-from .circumstances import ClockFiles, busy_share
+from .circumstances import ClockFiles, busy_share, with_remedy
 from .clocks.base import Actuator, Domain
 from .clocks.choose import find_actuators
 from .clocks.session import ClockSession
@@ -70,11 +70,13 @@ def governed(
     if config.clocks == "simulated":
         yield lambda prices: governing(prices, None, None)
         return
-    actuators = find_actuators(profile, str(subject.device), simulated=False, root=files.root)
+    with with_remedy():
+        actuators = find_actuators(profile, str(subject.device), simulated=False, root=files.root)
     settable = settable_points(profile, device_class, actuators)
     needed = {domain: actuators[domain] for domain in _domains(settable)}
     with ClockSession(needed, journal=files.journal) as session:
-        session.apply(settable[-1].clock_mhz)  # says at once whether clocks may be set
+        with with_remedy():
+            session.apply(settable[-1].clock_mhz)  # says at once whether clocks may be set
         yield lambda prices: governing(prices, settable, session)
 
 

@@ -13,6 +13,7 @@ from .choose import BOUNDS
 from .circumstances import THIS_MACHINE, ClockFiles
 from .configs import RunConfig
 from .costs import CostTable
+from .dvfs_errors import model_error_words
 from .errors import ExitbenchError
 from .evidence import IntArray
 from .forecasts_live import judge_live, judged_settings
@@ -228,6 +229,7 @@ def _announce(todo: Sequence[tuple[Bench, list[Setting]]], config: RunConfig, sa
     manner = todo[0][0].manner
     if manner.simulated:
         say("run: clocks are simulated: no clock is changed, time and energy are modelled")
+        say(f"run: {model_error_words()}")
     if manner.scene.period_s is None or manner.simulated:
         return
     bench, count = todo[0][0], sum(len(settings) for _, settings in todo)

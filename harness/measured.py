@@ -96,7 +96,7 @@ def measurement(
         "mean_exit": float(live.outcome.exit_at.mean()),
         **_times(bench, live.passes),
         **_energies(bench, live.passes),
-        **_conditions(live.passes, bench.manner.idle.note),
+        **_conditions(live.passes, bench.manner),
         **_requests(live.passes),
         "replay_accuracy": beside.accuracy,
         "replay_latency_ms": beside.latency_ms,
@@ -151,15 +151,16 @@ def _energies(bench: Bench, passes: Sequence[Pass]) -> dict[str, Any]:
     }
 
 
-def _conditions(passes: Sequence[Pass], idle_note: str) -> dict[str, Any]:
+def _conditions(passes: Sequence[Pass], manner: Manner) -> dict[str, Any]:
     readings = [each.reading for each in passes]
     seconds = sum(reading.seconds for reading in readings)
+    spent_s = sum(reading.overhead_s for reading in readings)
     flags = [flag for reading in readings for flag in (*reading.flags, of_reading(reading))]
-    flags.append(idle_note)
+    flags.append(manner.idle.note)
     return {
         "energy_flags": list(dict.fromkeys(flag for flag in flags if flag)),
         "energy_conditions": typical([reading.conditions for reading in readings]),
-        "meter_overhead": sum(r.overhead_s for r in readings) / seconds if seconds > 0 else None,
+        "meter_overhead": None if manner.simulated or seconds <= 0 else spent_s / seconds,
     }
 
 

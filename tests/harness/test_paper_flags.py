@@ -154,7 +154,18 @@ def test_what_a_simulation_does_not_price_is_said() -> None:
     assert note.startswith("--gpu_freq_level: without effect on what is simulated")
     (note,) = find_clocks(simulated(cores=2, gpu_level=1), TX2, "cuda:0", 1).notes
     assert note.startswith("--core_num: without effect on what is simulated")
-    assert find_clocks(simulated(cores=2, cpu_level=1), TX2, "cpu", 1).notes == ()
+    few = min(2, usable_cpus())
+    assert find_clocks(simulated(cores=few, cpu_level=1), TX2, "cpu", 1).notes == ()
+
+
+def test_simulated_cores_are_threads_also_where_a_profile_knows_none() -> None:
+    generic, many = load_profile("generic-x86"), usable_cpus() + 1
+    asked = Circumstances(clocks="simulated", cores=many)
+    clocks = find_clocks(asked, generic, "cpu", many)
+    assert f"{many} cores" in clocks.words
+    assert clocks.model.busy == 1.0
+    (note,) = clocks.notes
+    assert f"this process may use {usable_cpus()} CPUs" in note
 
 
 @pytest.fixture
@@ -224,6 +235,7 @@ def test_no_permission_ends_before_any_work_with_nothing_changed(
     )  # fmt: skip
     with pytest.raises(ClockError, match="no permission to write") as caught:
         run_paper(config, said, files=files)
+    assert "With --clocks simulated none is changed" in str(caught.value)
     assert caught.value.exit_status == 2
     assert content(files.root) == before
     assert not said.starting("full")
