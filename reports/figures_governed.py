@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -9,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
+from .columns import SETTING
 from .governed import (
     CLAIMS,
     GOVERNOR_WORDS,
@@ -30,6 +34,9 @@ from .words import percent
 ENERGY_TITLE = "Energy at equal accuracy and equal latency"
 CLOCKS_TITLE = "Accuracy against energy across clock settings"
 CLAIM_LOOKS = {"claim_vs_full": (PURPLE, (0, (5, 2))), "claim_vs_every_exit": (BLACK, (0, (1, 1)))}
+APART = 8.0
+"""Points between marks that would lie on each other."""
+
 MARKERS = {
     "": "o",
     "fixed": "s",
@@ -167,6 +174,9 @@ def _bar(axis: Axes, place: int, row: Setting) -> None:
         textcoords="offset points",
         va="center",
         fontsize=8.5,
+        zorder=6,
+        # A line of a claim must not run through the number.
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
     )
 
 
@@ -226,8 +236,9 @@ def accuracy_energy_clocks(view: View, governed: Governed) -> Picture | Absent:
     )
     caption = (
         "For every policy and governor the setting that needs least energy within the allowed "
-        "accuracy loss, chosen on the calibration split: the further left along its thin line, the "
-        "better the clocks were set. Energy includes idle until the deadline and is "
+        "accuracy loss, chosen on the calibration split: the further left, the better. A thin line "
+        "joins one setting under several clocks; marks at one place stand side by side around it, "
+        "a line per policy. Energy includes idle until the deadline and is "
         f"{_source_words(governed, None)}. Hollow: clearly more often late than the same policy at "
         "the top clock, so not of equal latency."
     )
@@ -239,32 +250,60 @@ def _energy_axis(axis: Axes, energies: pd.Series) -> None:
     low, high = float(energies.min()), float(energies.max())
     if low > 0 and high / low > 4:
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlim(0.93 * low, 1.05 * high)
 
 
 def _points(axis: Axes, rows: list[Setting]) -> None:
-    for role in dict.fromkeys(row["role"] for row in rows):
-        own = [r for r in rows if r["role"] == role and r["energy_mj"] is not None]
-        colour = GREY if role == "full" else look_of(LOOKS, role).colour
-        ends = [r["energy_mj"] for r in own]
-        level = [100 * r["accuracy"] for r in own]
-        order = sorted(range(len(own)), key=ends.__getitem__)
-        axis.plot([ends[i] for i in order], [level[i] for i in order], color=FAINT, linewidth=1)
-        for row, x, y in zip(own, ends, level, strict=True):
-            late = not keeps_latency(rows, row)
-            axis.plot(
-                x,
-                y,
-                MARKERS.get(row["governor"], "*"),
-                markersize=8.5,
-                markerfacecolor="white" if late else colour,
-                markeredgecolor=colour if late else "white",
-                markeredgewidth=1.6 if late else 0.6,
-                alpha=0.9,
-            )
+    """A mark per row; marks of one setting under several clocks are joined by a thin line."""
+    drawn = [row for row in rows if row["energy_mj"] is not None]
+    for members in _by_setting(drawn):
+        ends = sorted(row["energy_mj"] for row in members)
+        axis.plot(ends, [100 * members[0]["accuracy"]] * len(ends), color=FAINT, linewidth=1)
+    for row, right, up in _side_by_side(drawn):
+        colour = GREY if row["role"] == "full" else look_of(LOOKS, row["role"]).colour
+        late = not keeps_latency(rows, row)
+        axis.plot(
+            row["energy_mj"],
+            100 * row["accuracy"],
+            MARKERS.get(row["governor"], "*"),
+            markersize=7,
+            markerfacecolor="white" if late else colour,
+            markeredgecolor=colour if late else "white",
+            markeredgewidth=1.4 if late else 0.4,
+            transform=axis.transData + ScaledTranslation(right / 72, up / 72, _inches(axis)),
+        )
+
+
+def _inches(axis: Axes) -> Any:
+    return axis.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+
+
+def _side_by_side(rows: list[Setting]) -> Iterator[tuple[Setting, float, float]]:
+    """Rows with a shift in points to the right and up: rows at one place, which would hide each
+    other, stand side by side, a line per policy."""
+    places: dict[tuple[float, int], list[Setting]] = {}
+    for row in rows:
+        # Energies within about 1% of each other would be drawn on top of each other.
+        near = round(math.log(row["energy_mj"]) / 0.01) if row["energy_mj"] > 0 else 0
+        places.setdefault((row["accuracy"], near), []).append(row)
+    for members in places.values():
+        roles = list(dict.fromkeys(row["role"] for row in members))
+        for line, role in enumerate(roles):
+            own = [row for row in members if row["role"] == role]
+            up = APART * ((len(roles) - 1) / 2 - line)
+            for place, row in enumerate(own):
+                yield row, APART * (place - (len(own) - 1) / 2), up
+
+
+def _by_setting(rows: list[Setting]) -> list[list[Setting]]:
+    """Rows of one role and one setting together, in the order of the file."""
+    found: dict[tuple[str, ...], list[Setting]] = {}
+    for row in rows:
+        found.setdefault(tuple(str(row[key]) for key in ("role", *SETTING)), []).append(row)
+    return list(found.values())
 
 
 def _clock_legend(governed: Governed) -> list[Any]:

@@ -166,9 +166,10 @@ def _panel(
     _roof_lines(axis, peaks, precision, span)
     axis.set_xscale("log")
     axis.set_yscale("log")
-    for one, subs in ((axis.xaxis, (1.0, 2.0, 5.0)), (axis.yaxis, (1.0,))):
+    fine = (1.0, 2.0, 5.0) if span[1] / span[0] < 300 else (1.0,)
+    for one, subs in ((axis.xaxis, fine), (axis.yaxis, (1.0,))):
         one.set_major_locator(LogLocator(subs=subs))
-        one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         one.set_minor_formatter(NullFormatter())
     axis.set_xlim(*span)
     axis.margins(y=0.12)

@@ -34,7 +34,7 @@ def scenarios(view: View) -> Picture | Absent:
     figure, axes = canvas(11, height, 1, len(shown), sharey=True)
     for axis, scene in zip(axes, shown, strict=True):
         _panel(axis, lists[scene], roles, names)
-        axis.set_title("continuous" if scene is None else f"every {scene:g} ms")
+        axis.set_title("continuous" if scene is None else f"every {scene:,g} ms")
         axis.set_xlabel("energy per hour (kJ)")
     middle = (len(names) - 1) / 2
     places = [i * (len(names) + 0.5) + middle for i in range(len(roles))]

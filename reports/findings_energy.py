@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .choice import unequal
 from .governed import (
+    FOLLOWING,
     NOTICEABLE,
     POLICIES,
     cheapest,
@@ -58,7 +59,8 @@ def _governed(view: View, governed: Governed) -> list[str]:
     return [
         f"{where}: of the governed settings of predictive exit the cheapest is {_words(best)}, "
         f"{figures(best['energy_mj'])} mJ per request ({best['energy_source']}), idle until the "
-        f"deadline included{_late(best)}. {_pays(governed, best, one(rows, best['role'], ''))}",
+        f"deadline included{_late(best)}. {_pays(governed, best, one(rows, best['role'], ''))}"
+        f"{_following(governed, rows, best['role'])}",
         *_fair(view, governed, rows, best),
         *_claimed(governed, rows, best),
     ]
@@ -104,6 +106,25 @@ def _pays(governed: Governed, best: Setting, base: Setting | None) -> str:
         return f"{PAYS['open']}: it is missing at the top clock."
     verdict, words = _compared(governed, best, base)
     return f"{PAYS[verdict]}: {words}."
+
+
+FOLLOWS = {
+    "less": "Clocks that follow the forecasts beat one lower clock throughout",
+    "more": "Clocks that follow the forecasts do worse than one lower clock throughout",
+    "same": "Clocks that follow the forecasts are not told apart from one lower clock throughout",
+    "open": "Whether clocks that follow the forecasts beat one lower clock cannot be said",
+}
+
+
+def _following(governed: Governed, rows: list[Setting], role: str) -> str:
+    """Whether it is the forecasts that pay, or only a lower clock; empty where one is missing."""
+    fixed = one(rows, role, "fixed")
+    own = [row for row in rows if row["governor"] in ("", *FOLLOWING)]
+    best = cheapest(own, (role,), governed=True)
+    if fixed is None or best is None:
+        return ""
+    verdict, words = _compared(governed, best, fixed)
+    return f" {FOLLOWS[verdict]} (governor {best['governor']}: {words})."
 
 
 BEATS = {

@@ -22,6 +22,9 @@ GOVERNOR_WORDS = {
     "deadline": "deadline",
     "deadline-safe": "deadline, safe",
 }
+FOLLOWING = ("proportional", "deadline", "deadline-safe")
+"""Governors that set the clock anew after each forecast."""
+
 POLICIES = ("full", "every-exit", "every-exit-best", "fixed")
 RIVALS = ("full", "every-exit-best", "fixed")
 """Policies that are shown with governors too; every-exit from exit 1 never beats its best start."""

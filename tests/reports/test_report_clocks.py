@@ -166,7 +166,21 @@ def test_a_difference_within_the_models_error_is_no_difference(
     found = energy_findings(governed_at(make_run, share))
     assert pays in found[0]
     assert beats in found[1]
-    assert ("the model's own error of ±9%" in found[0]) == (share == 0.93)
+    same_policy = found[0].partition("Clocks that follow")[0]
+    assert ("the model's own error of ±9%" in same_policy) == (share == 0.93)
+
+
+def test_a_fixed_lower_clock_is_not_credited_to_the_forecasts(make_run: MakeRun) -> None:
+    run = make_run()
+
+    def fix(frame: pd.DataFrame) -> None:
+        own = frame.role.str.startswith("predictive") & frame.governor.notna()
+        frame.loc[own, "energy_mj"] = 10.0
+        frame.loc[own & (frame.governor == "fixed"), "energy_mj"] = 5.0
+
+    found = energy_findings(edit_table(run, "governed-generic-x86.csv", fix))
+    assert "the cheapest is predictive exit, convolution, one lower clock (800 MHz)" in found[0]
+    assert "do worse than one lower clock throughout" in found[0]
 
 
 def test_the_error_as_a_number_goes_before_its_words(make_run: MakeRun) -> None:
