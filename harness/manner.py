@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,21 +82,21 @@ class Windows:
     Attributes:
         floor_s: a pass that is shorter is repeated within its window.
         least: timed passes.
-        most: no more than so many, even where ``target`` is not reached.
+        cap_s: measured time after which ``target`` is given up.
         target: go on until the 95% interval of the median is within this share of it; None:
             ``least`` are enough.
     """
 
     floor_s: float
     least: int
-    most: int
     target: float | None = None
+    cap_s: float = 0.0
 
     def suffice(self, passes: Sequence[Pass]) -> bool:
         """Whether a setting has been run often enough."""
         if len(passes) < self.least:
             return False
-        if self.target is None or len(passes) >= self.most:
+        if self.target is None or sum(each.window_s for each in passes) >= self.cap_s:
             return True
         return settled(passes, self.target)
 
@@ -109,14 +108,12 @@ def plan(manner: Manner, meter: Meter, repeats: int) -> Windows:
         repeats: how many are asked for; a tier may ask for more.
     """
     if manner.simulated:
-        return Windows(0.0, 1, 1)
+        return Windows(0.0, 1)
     narrowest_s, tier = minimum_window_s(meter), manner.tier
     if tier is None:
-        return Windows(narrowest_s, repeats, repeats)
+        return Windows(narrowest_s, repeats)
     floor_s = max(narrowest_s, tier.window_s)
-    least = max(repeats, tier.windows)
-    most = max(least, math.ceil(tier.cap_s / floor_s))
-    return Windows(floor_s, least, most, tier.interval)
+    return Windows(floor_s, max(repeats, tier.windows), tier.interval, tier.cap_s)
 
 
 def settled(passes: Sequence[Pass], target: float) -> bool:

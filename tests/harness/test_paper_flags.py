@@ -241,8 +241,9 @@ def test_no_permission_ends_before_any_work_with_nothing_changed(
     assert not said.starting("full")
 
 
-def test_cores_alone_can_be_set_where_no_clock_can(inputs: Inputs, tmp_path: Path,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_alone_can_be_set_where_no_clock_can(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, kernel = tmp_path / "cores", Kernel()
     add_cores(root, 4)
     monkeypatch.setattr(sysfs, "put_text", kernel.put_text)

@@ -228,15 +228,15 @@ def test_a_tier_says_how_wide_windows_are_and_how_many(finished: Path, subject: 
 def test_a_slow_counter_needs_wider_windows_than_the_tier() -> None:
     fast, slow = (CounterMeter(machine_of(period)) for period in (0.001, 0.1))
     manner = Manner(tier=TIERS["quick"])
-    assert plan(manner, fast, 3) == Windows(1.0, 5, 5)
+    assert plan(manner, fast, 3) == Windows(1.0, 5, cap_s=5.0)
     assert plan(manner, slow, 3).floor_s == 5.0  # 50 updates
     assert plan(manner, fast, 9).least == 9
     standard = plan(Manner(tier=TIERS["standard"]), fast, 3)
     assert (standard.floor_s, standard.least, standard.target) == (5.0, 6, 0.02)
-    assert standard.most == 24  # 120 s
+    assert standard.cap_s == 120.0
     publish = plan(Manner(tier=TIERS["publish"]), fast, 3)
     assert publish.floor_s * publish.least >= 600
-    assert plan(Manner(), fast, 3) == Windows(0.05, 3, 3)
+    assert plan(Manner(), fast, 3) == Windows(0.05, 3)
 
 
 def passes(*joules: float | None) -> list[Pass]:
@@ -244,11 +244,11 @@ def passes(*joules: float | None) -> list[Pass]:
 
 
 def test_standard_goes_on_until_the_interval_is_narrow_or_the_cap_is_reached() -> None:
-    windows = Windows(5.0, 6, 8, target=0.02)
+    windows = Windows(5.0, 6, target=0.02, cap_s=40.0)
     assert not windows.suffice(passes(*[1.0] * 5))
     assert windows.suffice(passes(*[1.0] * 6))
     assert not windows.suffice(passes(*[1.0] * 5, 1.1))
-    assert windows.suffice(passes(*[1.0] * 7, 1.1))
+    assert windows.suffice(passes(*[1.0] * 7, 1.1))  # 40 s
     # Without energy the times, which agree here, are all there is to go by.
     assert windows.suffice(passes(*[1.0] * 5, None))
 
