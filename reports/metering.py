@@ -8,7 +8,7 @@ from typing import Any
 from .measurements import flags_of
 from .origin import profiled_here, why_no_energy
 from .view import View, energy_source
-from .words import NONE, figures, listing, percent
+from .words import NONE, change, figures, listing, percent
 
 TIER_WORDS = {
     "quick": "quick: at least 5 s of every unit in 5 windows; good for a first look",
@@ -64,7 +64,7 @@ def how_measured(view: View) -> list[str]:
             else f"There is no energy: {why_no_energy(view)}."
         ]
     found = [*_meter(view), *_tier(view), *_idle(view), *_own_cost(view)]
-    return [*found, *_residues(view), *_outside(view)]
+    return [*found, *_second_opinions(view), *_residues(view), *_outside(view)]
 
 
 def _meter(view: View) -> list[str]:
@@ -124,6 +124,27 @@ def _own_cost(view: View) -> list[str]:
         return []
     text = listing(parts)
     return [f"The harness's own cost: {text}."]
+
+
+def _second_opinions(view: View) -> list[str]:
+    """What another instrument read of the same windows, against the counter."""
+    found: dict[str, list[float]] = {}
+    for _, _, energy in profiles(view):
+        counted = number(mapping(energy.get("joules")).get("gpu"))
+        for name, value in mapping(energy.get("checks")).items():
+            if counted and (other := number(value)) is not None:
+                found.setdefault(str(name), []).append(other / counted)
+    return [
+        f"A second reading of the same windows, {name}, lies {spread(ratios)} off the counter; the "
+        "counter counts."
+        for name, ratios in found.items()
+    ]
+
+
+def spread(ratios: list[float]) -> str:
+    """Ratios as a range of changes in percent: ``−1.0% to +2.5%``."""
+    low, high = change(min(ratios), 1), change(max(ratios), 1)
+    return low if low == high else f"{low} to {high}"
 
 
 def _residues(view: View) -> list[str]:

@@ -129,6 +129,16 @@ def test_an_own_cost_above_the_limit_is_said_to_be(make_run: MakeRun) -> None:
     assert any("3.00% of a window, ABOVE the 1% allowed" in words for words in how_measured(view))
 
 
+def test_a_second_reading_is_told_beside_the_counter(make_run: MakeRun) -> None:
+    def add(manifest: dict[str, Any]) -> None:
+        for place, entry in enumerate(manifest["profile"].values()):
+            entry["energy"]["joules"] = {"gpu": 200.0}
+            entry["energy"]["checks"] = {"power of GPU 0": 204.0 + 4 * place}
+
+    words = " ".join(how_measured(with_manifest(make_run(), add)))
+    assert "power of GPU 0, lies +2.0% to +4.0% off the counter" in words
+
+
 def test_modelled_energy_names_no_windows(view: View) -> None:
     words = " ".join(how_measured(view))
     assert "Modelled energy needs no windows" in words
