@@ -12,7 +12,7 @@ from .figures_measured import gap, run_label
 from .governed import governor_words
 from .lines import measured, staged
 from .measurements import flags_of
-from .table import Table, energy_column, energy_text, filled, interval
+from .table import Table, energy_column, filled, interval
 from .view import ENERGY, LATENCY, Setting, View, source_note
 from .words import NONE, change, count, exit_words, figures, percent
 
@@ -63,10 +63,11 @@ def metered_table(view: View) -> Table | None:
     keys = ("net_energy_mj", "energy_uncertainty_mj", "scene", "governor", "tier", "energy_flags")
     if not any(row.get(key) for row in rows for key in keys):
         return None
-    head = ["setting", "scene", "clocks", "latency (ms)", "late", "energy (mJ)", "± mJ"]
+    words, energy = energy_column(rows)
+    head = ["setting", "scene", "clocks", "latency (ms)", "late", words, "± mJ"]
     head += ["net (mJ)", "mean power (W)", "per hour (J)", "switches", "reading the meter"]
-    cells = [_metered_cells(view, row) for row in rows]
-    head, cells, words = filled([*head, "tier", "marked"], cells, 3)
+    cells = [_metered_cells(view, row, energy) for row in rows]
+    head, cells, notes = filled([*head, "tier", "marked"], cells, 3)
     return Table(
         "metered",
         "How the runs were metered",
@@ -75,13 +76,13 @@ def metered_table(view: View) -> Table | None:
         pd.DataFrame([_flat(row) for row in rows]),
         "Per sample. A request on a schedule includes the idle time until the next one, and its "
         "latency is the time until its answer. With simulated clocks the decisions are real and "
-        f"the costs are modelled. {words} Marked: number of flags, told under How the energy was "
+        f"the costs are modelled. {notes} Marked: number of flags, told under How the energy was "
         "measured.".replace("  ", " "),
         texts=3,
     )
 
 
-def _metered_cells(view: View, row: Setting) -> list[str]:
+def _metered_cells(view: View, row: Setting, energy: Callable[[Setting], str]) -> list[str]:
     scene, period = str(row.get("scene") or "continuous"), row.get("period_ms")
     return [
         run_label(view, row),
@@ -89,7 +90,7 @@ def _metered_cells(view: View, row: Setting) -> list[str]:
         _clock_words(row),
         f"{figures(row.get('latency_ms'))}{source_note(LATENCY, row)}",
         percent(row.get("missed")),
-        energy_text(row),
+        energy(row),
         figures(row.get("energy_uncertainty_mj")),
         figures(row.get("net_energy_mj")),
         figures(row.get("power_w")),
