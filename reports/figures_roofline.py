@@ -164,6 +164,12 @@ def _panel(
         **look,
     )
     _roof_lines(axis, peaks, precision, span)
+    _log_axes(axis, span)
+    axis.set_title(precision)
+    axis.set_xlabel("arithmetic intensity (FLOP per byte)")
+
+
+def _log_axes(axis: Axes, span: tuple[float, float]) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     fine = (1.0, 2.0, 5.0) if span[1] / span[0] < 300 else (1.0,)
@@ -173,8 +179,6 @@ def _panel(
         one.set_minor_formatter(NullFormatter())
     axis.set_xlim(*span)
     axis.margins(y=0.12)
-    axis.set_title(precision)
-    axis.set_xlabel("arithmetic intensity (FLOP per byte)")
 
 
 def _roof_lines(
@@ -205,15 +209,7 @@ def _roof_lines(
                 linewidth=1.6,
                 label=f"peak arithmetic{_mark(roof)}",
             )
-            unit = "GOP/s" if precision == "int8" else "GFLOP/s"
-            axis.annotate(
-                f"{words}: {figures(roof.value)} {unit}",
-                (span[1], roof.value),
-                xytext=(-2, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8.5,
-            )
+            _roof_words(axis, words, roof, span[1])
     if not roofs:
         axis.text(
             *(0.02, 0.97, f"peak for {precision}:\nnot in the profile"),
@@ -221,6 +217,18 @@ def _roof_lines(
             va="top",
             transform=axis.transAxes,
         )
+
+
+def _roof_words(axis: Axes, words: str, roof: Roof, right: float) -> None:
+    unit = "GOP/s" if roof.name == "int8_gops" else "GFLOP/s"
+    axis.annotate(
+        f"{words}: {figures(roof.value)} {unit}",
+        (right, roof.value),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8.5,
+    )
 
 
 def _mark(roof: Roof) -> str:

@@ -55,9 +55,7 @@ def governed_table(plan: Plan, comparison: pd.DataFrame, hardware: str) -> pd.Da
                         "hardware": hardware,
                         "device_class": device_class,
                         "governor": governor,
-                        "operating_point": f"{1000 * clock:g} MHz"
-                        if governor in ("", "fixed")
-                        else "",
+                        "operating_point": _point(clock) if governor in ("", "fixed") else "",
                         "deadline_ms": deadline,
                         "accuracy": setting["accuracy"],
                         "calibration_accuracy": setting["calibration_accuracy"],
@@ -73,6 +71,10 @@ def governed_table(plan: Plan, comparison: pd.DataFrame, hardware: str) -> pd.Da
                     }
                 )
     return _with_shares(pd.DataFrame(rows))
+
+
+def _point(clock: float) -> str:
+    return f"{1000 * clock:g} MHz"
 
 
 def _with_shares(frame: pd.DataFrame) -> pd.DataFrame:
