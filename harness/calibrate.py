@@ -9,7 +9,6 @@ only where that is allowed, and are put back.
 
 from __future__ import annotations
 
-import os
 import time
 import tomllib
 from collections.abc import Callable, Mapping
@@ -32,6 +31,7 @@ from .clocks.session import ClockSession
 from .conditions import clock_policies, policy_words
 from .configs_device import HardwareCalibrateConfig
 from .devices import apply_threads, resolve_device
+from .environment import working_share
 from .errors import ExitbenchError
 from .files import write_text
 from .hardware import hardware_profile
@@ -85,7 +85,7 @@ class Bench:
         """Share of the logical CPUs that work; 1 on a GPU."""
         if self.device_class == "gpu":
             return 1.0
-        return min(1.0, self.threads / (os.cpu_count() or 1))
+        return working_share(self.threads)
 
 
 def run_hardware_calibrate(

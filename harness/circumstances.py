@@ -22,6 +22,7 @@ from .clocks.choose import find_actuators, level
 from .clocks.session import ClockSession
 from .configs import Clocks
 from .dvfs import Dvfs, Point, dvfs_of
+from .environment import working_share
 from .errors import ExitbenchError
 from .scenes import CONTINUOUS, Scene
 
@@ -147,7 +148,7 @@ class SetClocks:
         assert self.model is not None
         if self.device_class == "gpu":
             return self.model.idle_w
-        one = 1 / usable_cpus()
+        one = working_share(1)
         spinning = replace(self.model, dynamic_w=self.model.dynamic_w / self.model.busy * one)
         return replace(spinning, busy=one).power_w(self.point)
 
@@ -315,7 +316,7 @@ def _priced(
     if mhz is not None:
         ratio = mhz / found[device_class].levels()[-1]
         point = Point(f"{mhz:.10g} MHz", {device_class: mhz}, ratio)
-    busy = busy_share(threads) if device_class == "cpu" else 1.0
+    busy = working_share(threads) if device_class == "cpu" else 1.0
     if profile is None:
         if simulated:
             raise ExitbenchError(
@@ -336,8 +337,3 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def busy_share(threads: int) -> float:
-    """Share of the CPUs of this process that so many threads keep busy."""
-    return min(1.0, threads / usable_cpus())

@@ -34,6 +34,7 @@ def environment(device: str = "cpu", threads: int | None = None) -> dict[str, An
         "machine": platform.machine(),
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "processors": processors(),
         "memory_gib": round(memory / 2**30, 1),
         "gpu": gpu,
         "device": device,
@@ -45,6 +46,24 @@ def environment(device: str = "cpu", threads: int | None = None) -> dict[str, An
         "governor": _governor(),
         "load_1min": round(os.getloadavg()[0], 2),
     }
+
+
+def processors() -> int:
+    """Logical CPUs of this machine; a process may be kept to fewer of them."""
+    return os.cpu_count() or 1
+
+
+def working_share(threads: int, of: int | None = None) -> float:
+    """The share of a machine's logical CPUs that so many threads keep busy, in (0, 1].
+
+    Watts of a hardware profile are those of all of them, so this is what modelled power at work
+    is scaled by.
+
+    Args:
+        threads: CPU threads of the network.
+        of: logical CPUs of the machine; those of this one if None.
+    """
+    return min(1.0, threads / (of or processors()))
 
 
 def unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

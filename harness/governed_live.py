@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import get_args
 
 from ..profiles.schema import Profile
-from .circumstances import ClockFiles, busy_share, with_remedy
+from .circumstances import ClockFiles, with_remedy
 from .clocks.base import Actuator, Domain
 from .clocks.choose import find_actuators
 from .clocks.session import ClockSession
 from .configs import RunConfig
 from .costs import CostTable, Prices
 from .dvfs import Point, points_of
+from .environment import working_share
 from .errors import ExitbenchError
 from .governors import Constant, make_governor, outlook_of
 from .hardware import hardware_profile
@@ -42,7 +43,7 @@ def governed(
         return
     profile = _profile(directory, config.hardware, str(subject.device))
     device_class = {"cuda": "gpu"}.get(subject.device.type, "cpu")
-    busy = busy_share(subject.threads) if device_class == "cpu" else 1.0
+    busy = working_share(subject.threads) if device_class == "cpu" else 1.0
     table = CostTable.read(directory.cost)
 
     def governing(

@@ -18,6 +18,7 @@ from .configs import GovernConfig
 from .contest import Arena, Winner, candidates, contest
 from .costs import CostTable, Prices
 from .dvfs_errors import model_error_share, model_error_words
+from .environment import working_share
 from .governed import points_text
 from .governors import OperatingTable
 from .hardware import hardware_profile
@@ -156,7 +157,10 @@ def device_of(directory: RunDirectory, asked: str, precisions: Sequence[str]) ->
             f"no hardware profile is known of {directory.path}; name one with --hardware"
         )
     device_class = "gpu" if str(where.get("device")).startswith("cuda") else "cpu"
-    busy = _busy_share(where) if device_class == "cpu" else 1.0
+    busy = 1.0
+    if device_class == "cpu" and where.get("threads"):
+        # An older manifest has no "processors"; "cores" are those that its process could use.
+        busy = working_share(where["threads"], where.get("processors") or where.get("cores"))
     return Device(
         profile, device_class, True, busy, known.get("idle_w"),
         known.get("idle_source") or "modelled", table,
@@ -169,11 +173,6 @@ def _own_profile(known: Mapping[str, Any], device: str) -> Profile | None:
     if asked == "auto" and known.get("profile"):
         asked = str(known["profile"])
     return hardware_profile(asked, device).profile
-
-
-def _busy_share(environment: Mapping[str, Any]) -> float:
-    cores, threads = environment.get("cores"), environment.get("threads")
-    return min(1.0, threads / cores) if cores and threads else 1.0
 
 
 def _compare(

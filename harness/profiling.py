@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from .calibration import limits
 from .conditions import settings
 from .configs import MeteringConfig, ProfileConfig
 from .costs import CostTable
+from .environment import working_share
 from .errors import ExitbenchError
 from .files import replacing
 from .hardware import ChosenProfile, hardware_profile
@@ -107,7 +107,7 @@ def _busy(subject: Subject) -> float:
     """The share of the logical CPUs that the network works on; all of a GPU."""
     if subject.device.type != "cpu":
         return 1.0
-    return min(1.0, subject.threads / (os.cpu_count() or 1))
+    return working_share(subject.threads)
 
 
 def check_profile(config: ProfileConfig) -> None:

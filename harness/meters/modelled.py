@@ -16,7 +16,6 @@ how hard a layer works the device: modelled energy is time in other units, and e
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 import psutil
 
 from ...profiles.schema import Profile
+from ..environment import processors, working_share
 from .base import Clock, Reading, Source, Unavailable
 
 SHORTEST_WATCHED_S = 0.5
@@ -157,8 +157,8 @@ def find_modelled(
             (device_class,),
             f"hardware profile {profile.name} states no power of a {device_class.upper()}",
         )
-    processors = os.cpu_count() or 1
-    share = min((threads or processors) / processors, 1.0) if device_class == "cpu" else None
+    cpus = processors()
+    share = working_share(threads or cpus) if device_class == "cpu" else None
     return ModelledMeter(
         name=f"power of hardware profile {profile.name}",
         domain=power.covers,
@@ -167,5 +167,5 @@ def find_modelled(
         clock=clock,
         idle_w=None if power.idle_w is None else power.idle_w.value,
         share=share,
-        processors=processors,
+        processors=cpus,
     )
