@@ -20,7 +20,7 @@ from torch import Tensor
 from .bench import Bench, Live
 from .evidence import IntArray
 from .governors import LiveSteer, OperatingTable, Request
-from .meters.base import Reading
+from .meters.base import Reading, minimum_window_s
 from .passes import Pass, Requests
 from .policies import Policy, Predictive
 from .predictors import ConvolutionPredictor, convolution_stack
@@ -47,9 +47,12 @@ def run_pass(
         observe: collects what happens at every exit; such a pass is in no scene and not for its
             numbers, unless they are simulated.
         progress: told of every batch, but not of repetitions for the meter's sake.
-        floor_s: repeat the samples until the windows of the pass last so long together.
+        floor_s: repeat the samples until the windows of the pass last so long together, and each
+            as long as the counter needs.
     """
     scene = None if observe or bench.manner.simulated else bench.manner.scene
+    # The counter resolves no narrower window, in however many stretches the samples come.
+    narrowest_s = min(minimum_window_s(bench.meter), floor_s)
     going = _Going(bench, live, observe, progress, scene)
     chunks = math.ceil(len(bench.positions) / chunk_size(bench.subject, bench.batch_size))
     outcomes: list[Outcome] = []
@@ -60,7 +63,7 @@ def run_pass(
         stretch = run_stretch(
             going.once,
             bench.meter,
-            floor_s / chunks,
+            max(narrowest_s, floor_s / chunks),
             bench.prepared.synchronise,
             bench.manner.scene.clock,
         )

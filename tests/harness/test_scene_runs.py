@@ -239,6 +239,21 @@ def test_a_slow_counter_needs_wider_windows_than_the_tier() -> None:
     assert plan(Manner(), fast, 3) == Windows(0.05, 3)
 
 
+def test_samples_that_come_in_several_stretches_get_windows_that_the_counter_resolves(
+    finished: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two images are held at once, so that a pass has five windows.
+    image_bytes = 4 * subject.parts["test"].images[0].size
+    monkeypatch.setattr("exitbench.harness.onepass.CHUNK_BYTES", 2 * image_bytes)
+    machine = machine_of(0.1)
+    bench = bench_of(finished, subject, machine, 10, Manner(tier=TIERS["quick"]))
+    (row,) = run_settings(bench, [SMALL], 5, 0, silent)
+    timed = machine.windows[5:]  # after the windows of the first pass, which are for no numbers
+    assert len(timed) == 5 * 5
+    assert min(timed) >= 50 * 0.1
+    assert row["energy_mj"] == pytest.approx(WORK_W * SEGMENT_S * 1e3, rel=0.05)
+
+
 def passes(*joules: float | None) -> list[Pass]:
     return [Pass(Reading(1.0, {"gpu": j}, "measured"), 5.0) for j in joules]
 
