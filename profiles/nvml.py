@@ -87,9 +87,12 @@ def ask(library: ModuleType, function: str, *arguments: object) -> Any:
     found = getattr(library, function, None)
     if found is None:
         return None
+    # A driver older than the library lacks newer versions of some functions; since 2022 the
+    # library answers that with an error that is none of its others.
+    older = getattr(library, "NVMLLibraryMismatchError", library.NVMLError)
     try:
         return found(*arguments)
-    except library.NVMLError:
+    except (library.NVMLError, older):
         return None
 
 

@@ -11,6 +11,7 @@ where that is not an average over a second. NVML's manual: it is one from Ampere
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +29,13 @@ MOST_SHARE = 0.01
 DIVERGENCE = 0.10
 """Beyond which the counter and the sampled power are said to lie apart."""
 CHECK = "NVML instant power"
+FEW_LOOKS = "its power is not checked: too few looks at it in a window so short"
 
 _FIELD_POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT, nvml.h
 _LEAST_LOOKS = 12  # samples of power that make a second opinion
 _CLOCK_SM, _CLOCK_MEMORY, _SENSOR_GPU = 1, 2, 0  # nvmlClockType_t, nvmlTemperatureSensors_t
 _AMPERE, _VOLTA = 7, 5  # NVML_DEVICE_ARCH_*
-_GA100 = ("A100", "A800", "A30 ", "A30-", "CMP 170HX")
+_GA100 = re.compile(r"\b(A100X?|A800|A30X?|CMP 170HX)\b")  # an RTX A1000 is none
 _SIGNED_INT = 5  # NVML_VALUE_TYPE_SIGNED_INT
 
 # Bits of nvmlClocksEventReasons, nvml.h. Idle, set clocks and synchronised boost are no throttling.
@@ -69,7 +71,7 @@ def power_reader(
     architecture = ask(library, "nvmlDeviceGetArchitecture", handle)
     instant = architecture is not None and (
         _VOLTA <= architecture < _AMPERE
-        or (architecture == _AMPERE and any(chip in f"{gpu.name} " for chip in _GA100))
+        or (architecture == _AMPERE and _GA100.search(gpu.name) is not None)
     )
     if not instant:
         return None, "its power is not checked: the driver has no instant power, only an average"
@@ -116,7 +118,10 @@ class CardWatch:
         listed: set[int] = set()
         told = False
         for kind in ("Compute", "Graphics"):
-            found = ask(self._library, f"nvmlDeviceGet{kind}RunningProcesses", self._handle)
+            name = f"nvmlDeviceGet{kind}RunningProcesses"
+            found = ask(self._library, name, self._handle)
+            if found is None:  # drivers before 510
+                found = ask(self._library, f"{name}_v2", self._handle)
             if found is not None:
                 told = True
                 listed |= {int(process.pid) for process in found}

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ...profiles.nvml import Gpu, Nvml, list_gpus, pci_place
 from .base import Clock, Reading, Source, Unavailable
-from .card import CardWatch, conditions, flags, second_opinion
+from .card import FEW_LOOKS, CardWatch, conditions, flags, second_opinion
 from .counters import Counter, Sleep, Unreadable, find_period
 from .edges import EdgeWindow
 from .sampled import Watch
@@ -82,8 +82,9 @@ class NvidiaWindow:
         company = frozenset().union(*told) if told else None
         checks, apart = second_opinion(gpu, watched, share.joules)
         found = conditions(watched, company)
-        if self.meter.card.unchecked:
-            found["gpu_power_check"] = self.meter.card.unchecked
+        unchecked = self.meter.card.unchecked or ("" if checks else FEW_LOOKS)
+        if unchecked:
+            found["gpu_power_check"] = unchecked
         return Reading(
             self.edges.seconds,
             {"gpu": share.joules},

@@ -159,6 +159,7 @@ def test_the_counter_is_checked_by_instant_power(watts: float, flagged: bool) ->
 def test_too_few_looks_are_no_second_opinion() -> None:
     reading = usable(Card(instant_w=lambda: 900.0)).reading(2)
     assert (reading.checks, reading.flags) == ({}, ())
+    assert "too few looks" in reading.conditions["gpu_power_check"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,7 @@ def test_too_few_looks_are_no_second_opinion() -> None:
         ("NVIDIA A100-SXM4-80GB", 7, True),
         ("NVIDIA A30", 7, True),
         ("NVIDIA A40", 7, False),
+        ("NVIDIA RTX A1000", 7, False),
         ("NVIDIA H200", 9, False),
         ("Some Card", None, False),
     ],
