@@ -104,6 +104,16 @@ def test_rails_that_are_not_connected_and_sums_are_left_out(tmp_path: Path) -> N
     assert module(tmp_path, Clock()).domains == ("module",)
 
 
+def test_a_rail_that_is_off_is_left_out_and_one_that_does_not_tell_is_read(tmp_path: Path) -> None:
+    rails = Rails(tmp_path, (("VDD_IN", "VDD_SYS_CPU", "VDD_SYS_GPU"),))
+    off, untold = (rails.files(f"VDD_SYS_{part}")[0] for part in ("CPU", "GPU"))
+    off.with_name("in2_enable").write_text("0\n")
+    off.unlink()
+    # A folder cannot be read as a file, as a file for root only; root reads any file.
+    untold.with_name("in3_enable").mkdir()
+    assert module(tmp_path, Clock(), TX2).domains == ("module", "gpu")
+
+
 def test_a_slow_sensor_is_read_at_its_own_pace(tmp_path: Path) -> None:
     rails = Rails(tmp_path, (("VDD_IN",),))
     (rails.files("VDD_IN")[0].parent / "update_interval").write_text("200\n")
