@@ -19,7 +19,7 @@ from .idle import UNKNOWN, Idle, between, idle_takes_s, measure_idle
 from .meters.base import Clock, Meter, Reading, Source, minimum_window_s, weakest
 from .tiers import TIERS, Plan, Tier, plan_windows
 from .timing import Limits, Timing, median_interval
-from .windows import Taken, Unit, least, take_windows
+from .windows import Taken, Unit, least, resolved, take_windows
 
 _IDLE_SHARE = 0.1  # of a time that is bounded from outside, for idle power
 
@@ -114,8 +114,7 @@ def measure_energy(
     )  # fmt: skip
     if tier.idle_after:
         idle = between(idle, measure_idle(meter, idle_s, sleep=sleep))
-    resolved = [w for w in taken.values() if any(each.energy_j is not None for each in w)]
-    if not all(least(windows, plan) for windows in resolved):
+    if not all(least(windows, plan) for windows in taken.values() if resolved(windows)):
         plan = replace(plan, reached=False)
     notes = [*tier_notes(taken, plan, allowed_s), *([idle.note] if idle.note else [])]
     return Energies(
@@ -251,24 +250,24 @@ def _net(gross_j: float | None, idle: Idle, seconds: float) -> float | None:
 
 def _read(taken: list[Taken], idle: Idle) -> UnitEnergy:
     """Medians over the windows of a counter, per call."""
-    resolved = [each for each in taken if each.energy_j is not None]
-    per_call = [each.energy_j for each in resolved if each.energy_j is not None]
-    net = [_net(each.energy_j, idle, each.reading.seconds / each.calls) for each in resolved]
+    read = resolved(taken)
+    per_call = [each.energy_j for each in read if each.energy_j is not None]
+    net = [_net(each.energy_j, idle, each.reading.seconds / each.calls) for each in read]
     unsure = [
         each.reading.total_uncertainty_j / each.calls
-        for each in resolved
+        for each in read
         if each.reading.total_uncertainty_j is not None
     ]
-    power = [each.energy_j * each.calls / each.reading.seconds for each in resolved
+    power = [each.energy_j * each.calls / each.reading.seconds for each in read
              if each.energy_j is not None]  # fmt: skip
     gpu = [each.reading.gpu_j / each.calls for each in taken if each.reading.gpu_j is not None]
     cpu = [each.reading.cpu_j / each.calls for each in taken if each.reading.cpu_j is not None]
     return UnitEnergy(
         total_j=_median(per_call),
         interval_j=median_interval(per_call),
-        uncertainty_j=max(unsure) if resolved and len(unsure) == len(resolved) else None,
+        uncertainty_j=max(unsure) if read and len(unsure) == len(read) else None,
         net_j=_median([value for value in net if value is not None]),
-        source=weakest(each.reading.total_source for each in resolved),
+        source=weakest(each.reading.total_source for each in read),
         gpu_j=_median(gpu),
         gpu_source=weakest(e.reading.gpu_source for e in taken if e.reading.gpu_j is not None),
         cpu_j=_median(cpu),

@@ -9,7 +9,7 @@ from typing import Any
 from .idle import Idle
 from .overhead import of_reading
 from .tiers import Plan
-from .windows import Taken, measured_s, within
+from .windows import Taken, measured_s, resolved, within
 
 _SHOWN = 5  # units that a sentence names
 
@@ -29,9 +29,11 @@ def tier_notes(taken: Windows, plan: Plan, allowed_s: float | None) -> list[str]
     """That the tier was not reached, and what was measured instead."""
     if plan.reached:
         return []
-    tier, fewest = plan.tier, min(len(windows) for windows in taken.values())
+    tier, fewest = plan.tier, _fewest(taken)
     why, remedy = "units ran shorter than they were timed", "profile again"
-    if allowed_s is not None:
+    if any(0 < len(resolved(windows)) < len(windows) for windows in taken.values()):
+        why = "windows could not be resolved"
+    elif allowed_s is not None:
         why, remedy = f"{allowed_s:.3g} s are allowed", "leave out --energy-seconds to reach it"
     return [
         f"energy: the tier {tier.name} was not reached, because {why}: {fewest} "
@@ -71,7 +73,7 @@ def summary(
     share = [w.reading.overhead_s / w.reading.seconds for w in windows if w.reading.seconds > 0]
     return {
         "tier": tier,
-        "windows": min(len(each) for each in taken.values()) if tier else None,
+        "windows": _fewest(taken) if tier else None,
         "window_s": window_s if tier else None,
         "measured_s": sum(window.reading.seconds for window in windows) if tier else None,
         "idle_w": idle.power_w,
@@ -84,6 +86,12 @@ def summary(
         "checks": _sums([window.reading.checks for window in windows]),
         "conditions": _conditions(windows),
     }
+
+
+def _fewest(taken: Windows) -> int:
+    """The least windows that were read of any unit; units of which none was do not count."""
+    counts = [len(resolved(windows)) for windows in taken.values()]
+    return min((count for count in counts if count), default=0)
 
 
 def _flags(taken: Windows) -> dict[str, str]:

@@ -80,8 +80,14 @@ def take_windows(
 
 
 def least(taken: Sequence[Taken], plan: Plan) -> bool:
-    """Whether a unit has as many windows and as much measured time as the plan asks for."""
-    return len(taken) >= plan.windows and measured_s(taken) >= plan.seconds
+    """Whether a unit has as many windows that were read, and as long, as the plan asks for."""
+    known = resolved(taken)
+    return len(known) >= plan.windows and measured_s(known) >= plan.seconds
+
+
+def resolved(taken: Sequence[Taken]) -> list[Taken]:
+    """The windows whose energy is known."""
+    return [window for window in taken if window.energy_j is not None]
 
 
 def measured_s(taken: Sequence[Taken]) -> float:
@@ -93,11 +99,12 @@ def enough(taken: Sequence[Taken], plan: Plan) -> bool:
     """Whether a unit has all the windows that the plan asks for, its interval included."""
     if len(taken) >= plan.most:
         return True
+    known = [window.energy_j for window in taken if window.energy_j is not None]
+    if not known:  # its meter does not answer; more windows would not either
+        return len(taken) >= plan.windows and measured_s(taken) >= plan.seconds
     if not least(taken, plan):
         return False
-    energies = [window.energy_j for window in taken]
-    known = [value for value in energies if value is not None]
-    if plan.interval is None or not known:
+    if plan.interval is None:
         return True
     return measured_s(taken) >= plan.tier.cap_s or within(known, plan.interval)
 

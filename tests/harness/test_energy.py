@@ -262,6 +262,37 @@ def test_a_window_that_stays_too_short_is_unresolved_with_its_reason() -> None:
     assert len(bench.windows) <= 3 * 10
 
 
+class Failing(CounterMeter):
+    """A counter that cannot be read in every third window, or from some window on."""
+
+    from_window: int | None = None
+
+    def open(self) -> CounterWindow:
+        number = len(self.bench.windows)
+        bad = number % 3 == 0 if self.from_window is None else number >= self.from_window
+        self.extra = {"cpu": None} if bad else {}
+        return super().open()
+
+
+def test_windows_that_could_not_be_read_do_not_count_towards_a_tier() -> None:
+    bench = Bench(power_w=50.0, update_period_s=0.001)
+    found = energies_of(bench, {"a": 0.01}, meter=Failing(bench))
+    assert (found.summary["tier"], found.summary["windows"]) == ("quick", 5)
+    assert len(bench.windows) == 8  # every third was not read
+
+
+def test_a_tier_is_not_reached_where_most_windows_could_not_be_read() -> None:
+    bench = Bench(power_w=50.0, update_period_s=0.001)
+    meter = Failing(bench)
+    meter.from_window = 2
+    found = energies_of(bench, {"a": 0.01}, meter=meter, tier="publish")
+    assert (found.summary["tier"], found.summary["windows"]) == ("below publish", 2)
+    assert found.units["a"].total_j == pytest.approx(0.5, rel=EDGES)
+    assert found.notes[0].startswith(
+        "energy: the tier publish was not reached, because windows could not be resolved: 2 windows"
+    )
+
+
 def test_a_domain_without_a_reading_makes_the_total_unavailable_and_not_smaller() -> None:
     bench = Bench(power_w=50.0, update_period_s=0.001)
     meter = CounterMeter(bench, extra={"cpu": None})
