@@ -132,7 +132,8 @@ def find_external(
         limit_s: longest time that the command may take.
         threaded: sample in a thread; else only at the edges and when asked.
     """
-    label = f"external meter '{command_or_file}'"
+    # Unit and domain belong to the name: runs are told apart by those of their meters.
+    label = f"external meter '{command_or_file}' ({unit} of the {covers})"
     try:
         read = _reader(command_or_file, limit_s)
         read()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from exitbench.harness.errors import ExitbenchError
-from exitbench.harness.meters.base import Reading, Unavailable
+from exitbench.harness.meters.base import Reading, Source, Unavailable
 from exitbench.harness.meters.choose import ChosenMeter, choose_meter, order_of
 from exitbench.harness.meters.external import ExternalMeter, find_external
 from exitbench.harness.meters.ina3221 import Ina3221Meter
@@ -234,7 +234,7 @@ def test_a_wall_meter_alone_is_enough_for_a_device_nobody_knows(tmp_path: Path) 
     assert (meter.required, meter.domains, meter.source) == ("", ("board",), "measured")
     assert meter.words == (
         "Board energy (everything behind one plug) is measured by the external meter "
-        f"'file:{tmp_path / 'plug'}'."
+        f"'file:{tmp_path / 'plug'}' (joules of the board)."
     )
 
 
@@ -284,6 +284,44 @@ def test_the_uncertainty_of_a_meter_that_ran_longer_is_wider(tmp_path: Path) -> 
     # The card's update of 100 ms at 300 W, and the 1 ms that RAPL waited for its tick.
     assert reading.uncertainty_j["gpu"] <= 1.1 * 30 + 300 * 2e-3
     assert reading.uncertainty_j["cpu"] <= 50 * 3e-3
+
+
+@dataclass(frozen=True)
+class Steady:
+    """A meter of 100 W that takes its time to open, and is sure to a joule."""
+
+    clock: Clock
+    domain: str
+    update_period_s: float
+    opening_s: float
+    opened_s: float = 0.0
+    name: str = "steady"
+    source: Source = "measured"
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return (self.domain,)
+
+    def open(self) -> Steady:
+        self.clock.sleep(self.opening_s)
+        return replace(self, opened_s=self.clock.now_s)
+
+    def close(self) -> Reading:
+        seconds = self.clock.now_s - self.opened_s
+        joules = {self.domain: 100.0 * seconds}
+        return Reading(seconds, joules, "measured", uncertainty_j={self.domain: 1.0})
+
+
+def test_what_was_metered_before_all_meters_were_open_is_uncertain() -> None:
+    clock = Clock()
+    slow, fast = Steady(clock, "gpu", 0.1, 0.0), Steady(clock, "cpu", 0.001, 0.05)
+    window = ChosenMeter((fast, slow), (), "", "", clock).open()
+    clock.sleep(10)
+    reading = window.close()
+    assert reading.seconds == pytest.approx(10)
+    # The slow one was open 50 ms before the fast one: 5 J of 100 W, idle or at work.
+    assert reading.joules == pytest.approx({"cpu": 1000.0, "gpu": 1005.0})
+    assert reading.uncertainty_j == pytest.approx({"cpu": 1.0, "gpu": 6.0})
 
 
 def test_windows_of_all_meters_nest(tmp_path: Path) -> None:

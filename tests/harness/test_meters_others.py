@@ -176,7 +176,7 @@ def test_watts_of_a_command_are_sampled(tmp_path: Path) -> None:
     assert isinstance(meter, ExternalMeter), meter
     # Watts that never change tell nothing of the instrument; a second is taken.
     assert meter.update_period_s >= 1.0
-    assert meter.name == "external meter 'echo 42.5'"
+    assert meter.name == "external meter 'echo 42.5' (watts of the module)"
     short = meter.open().close()
     assert short.joules == {"module": None}
     assert "too short" in short.note
