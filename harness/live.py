@@ -274,8 +274,10 @@ def idle_power(meter: Meter, tier: Tier | None, say: Say) -> Idle:
 
 
 def _measured_words(row: Mapping[str, Any]) -> str:
+    modelled = row["latency_source"] == "modelled"  # with simulated clocks only decisions are real
     words = (
-        f"measured {_setting(row).words()}: {row['latency_ms']:.4g} ms per sample, replayed "
+        f"{'decided live, priced' if modelled else 'measured'} {_setting(row).words()}: "
+        f"{row['latency_ms']:.4g} ms per sample{' (modelled)' if modelled else ''}, replayed "
         f"{_number(row['replay_latency_ms'])} ms, same decisions {row['same_decisions']:.2%}"
     )
     if row["energy_mj"] is not None:
