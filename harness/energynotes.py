@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .idle import Idle
@@ -12,6 +13,7 @@ from .tiers import Plan
 from .windows import Taken, measured_s, resolved, within
 
 _SHOWN = 5  # units that a sentence names
+_FIGURE = re.compile(r"[0-9]+(?:[.,][0-9]+)*(?:e[+-]?[0-9]+)?")
 
 Windows = Mapping[str, Sequence[Taken]]
 
@@ -103,15 +105,35 @@ def _flags(taken: Windows) -> dict[str, str]:
 
 def _befell(taken: Windows, reasons: Callable[[Taken], Sequence[str]]) -> dict[str, str]:
     """The units that each reason befell, in words; no reason is an empty one."""
+    found = {
+        name: [reason for window in windows for reason in reasons(window) if reason]
+        for name, windows in taken.items()
+    }
+    said = alike(reason for each in found.values() for reason in each)
     befell: dict[str, list[str]] = {}
-    for name, windows in taken.items():
-        found = [reason for window in windows for reason in reasons(window) if reason]
-        for reason in sorted(set(found)):
+    for name, each in found.items():
+        for reason in sorted({said[reason] for reason in each}):
             befell.setdefault(reason, []).append(name)
     return {
         reason: "all units" if len(names) == len(taken) else _names(names)
         for reason, names in befell.items()
     }
+
+
+def alike(sentences: Iterable[str]) -> dict[str, str]:
+    """What stands for each of these sentences: the first of those that differ in figures only.
+
+    With how many more there are; else every window of a throttled card would have its own.
+    """
+    groups: dict[str, list[str]] = {}
+    for sentence in dict.fromkeys(sentences):
+        groups.setdefault(_FIGURE.sub("0", sentence), []).append(sentence)
+    said: dict[str, str] = {}
+    for group in groups.values():
+        more = len(group) - 1
+        words = group[0] + (f"; {more} more with other figures" if more else "")
+        said |= dict.fromkeys(group, words)
+    return said
 
 
 def _names(names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from .bench import Bench, Live
 from .costs import Prices
+from .energynotes import alike
 from .governed import find_ways, govern_ways, points_text
 from .manner import Governing, Manner
 from .meters.base import Source
@@ -158,7 +159,7 @@ def _conditions(passes: Sequence[Pass], manner: Manner) -> dict[str, Any]:
     flags = [flag for reading in readings for flag in (*reading.flags, of_reading(reading))]
     flags.append(manner.idle.note)
     return {
-        "energy_flags": list(dict.fromkeys(flag for flag in flags if flag)),
+        "energy_flags": list(dict.fromkeys(alike(flag for flag in flags if flag).values())),
         "energy_conditions": typical([reading.conditions for reading in readings]),
         "meter_overhead": None if manner.simulated or seconds <= 0 else spent_s / seconds,
     }

@@ -97,12 +97,17 @@ def together(readings: Sequence[Reading]) -> Reading:
 
 
 def typical(logged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several windows logged, as one: the middle of numbers, of anything else the first."""
+    """What several windows logged, as one: the middle of numbers, all that is in lists.
+
+    Of anything else the first.
+    """
     names = dict.fromkeys(name for each in logged for name in each)
     return {name: _middle([each[name] for each in logged if name in each]) for name in names}
 
 
 def _middle(values: list[Any]) -> Any:
+    if all(isinstance(value, list) for value in values):
+        return list(dict.fromkeys(item for value in values for item in value))
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) < len(values):
         return values[0]

@@ -241,6 +241,21 @@ def test_flags_checks_and_conditions_of_the_windows_are_kept_with_the_units() ->
     }  # fmt: skip
 
 
+def test_flags_that_differ_in_their_figures_only_are_said_once() -> None:
+    bench = Bench(power_w=100.0, update_period_s=0.001)
+
+    class Throttled(CounterMeter):
+        def open(self) -> CounterWindow:
+            looks = len(bench.windows) + 1
+            self.more = {"flags": (f"throttled (heat) at {looks} of 12.5 looks",)}
+            return super().open()
+
+    found = energies_of(bench, {"a": 1.0, "b": 1.0}, meter=Throttled(bench))
+    (flag,) = found.summary["flags"]
+    assert flag.startswith("all units: throttled (heat) at ")
+    assert flag.endswith(" of 12.5 looks; 9 more with other figures")
+
+
 def test_a_meter_that_takes_too_much_of_a_window_is_flagged() -> None:
     bench = Bench(power_w=100.0, update_period_s=0.001)
     meter = CounterMeter(bench, more={"overhead_s": 0.05})

@@ -24,6 +24,7 @@ from exitbench.harness.passes import Pass
 from exitbench.harness.rundir import RunDirectory
 from exitbench.harness.scenes import Scene
 from exitbench.harness.settings import Setting
+from exitbench.harness.stretches import typical
 from exitbench.harness.subject import Subject, load_subject
 from exitbench.harness.sweeping import load_traces, prices_for
 from exitbench.harness.tiers import TIERS
@@ -195,7 +196,7 @@ def test_what_a_reading_tells_stands_in_the_row(finished: Path, subject: Subject
     more = {
         "uncertainty_j": {"gpu": 0.5},
         "flags": ("the card was throttled",),
-        "conditions": {"gpu_mhz": 1410},
+        "conditions": {"gpu_mhz": 1410, "gpu_throttle": []},
         "checks": {"power x time": 2.0},
         "overhead_s": 0.024,
     }
@@ -204,7 +205,7 @@ def test_what_a_reading_tells_stands_in_the_row(finished: Path, subject: Subject
     (row,) = run_settings(bench, [FULL], 1, 0, silent)
     assert row["energy_uncertainty_mj"] == pytest.approx(50.0)
     assert row["energy_checks"] == {"power x time": pytest.approx(200.0)}
-    assert row["energy_conditions"] == {"gpu_mhz": 1410}
+    assert row["energy_conditions"] == {"gpu_mhz": 1410, "gpu_throttle": []}
     assert row["meter_overhead"] == pytest.approx(0.1)
     throttled, overhead, idle = row["energy_flags"]
     assert (throttled, idle) == ("the card was throttled", "the fan was on")
@@ -237,6 +238,26 @@ def test_a_slow_counter_needs_wider_windows_than_the_tier() -> None:
     publish = plan(Manner(tier=TIERS["publish"]), fast, 3)
     assert publish.floor_s * publish.least >= 600
     assert plan(Manner(), fast, 3) == Windows(0.05, 3)
+
+
+def test_what_any_window_logged_in_a_list_is_told_of_all() -> None:
+    logged = [{"gpu_throttle": [], "gpu_mhz": mhz} for mhz in (1400, 1410)]
+    late = {"gpu_throttle": ["software power cap"], "gpu_mhz": 1300}
+    assert typical([*logged, late]) == {"gpu_throttle": ["software power cap"], "gpu_mhz": 1400}
+
+
+def test_what_a_meter_is_unsure_of_is_shared_by_all_that_ran_in_its_window(
+    finished: Path, subject: Subject
+) -> None:
+    machine = machine_of()
+    more = {"uncertainty_j": {"gpu": 0.5}, "checks": {"other": 10.0}, "overhead_s": 0.005}
+    bench = bench_of(finished, subject, machine, 10, Manner(tier=TIERS["quick"]))
+    bench = replace(bench, meter=CounterMeter(machine, more=more))
+    (row,) = run_settings(bench, [SMALL], 5, 0, silent)
+    # 250 samples of 4 ms in a window of a second; once more round ten samples may fit in.
+    assert row["energy_uncertainty_mj"] == pytest.approx(0.5e3 / 250, rel=0.05)
+    assert row["energy_checks"] == {"other": pytest.approx(10e3 / 250, rel=0.05)}
+    assert row["meter_overhead"] == pytest.approx(0.005, rel=0.05)
 
 
 def test_samples_that_come_in_several_stretches_get_windows_that_the_counter_resolves(
