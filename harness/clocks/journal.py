@@ -125,13 +125,21 @@ def remove_journal(path: Path) -> None:
         ) from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a journal; one in a folder that this user may not look into is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def read_journal(path: Path) -> Record | None:
     """The content of a journal; None where there is none.
 
     Raises:
         ClockError: it cannot be read, or is damaged.
     """
-    if not path.exists():
+    if not is_there(path):
         return None
     try:
         raw = read_json(path)
@@ -189,13 +197,22 @@ class Lock:
                 f"another exitbench (process {pid or 'unknown'}) governs the clocks of this "
                 "machine. Wait until it ends, or end it; it puts them back itself"
             ) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         self._handle = handle
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            self.give_back()
+            raise ClockError(
+                f"{self.path} cannot be written ({error.strerror}), so no clock is changed. Make "
+                "room or mend the folder"
+            ) from error
 
     def give_back(self) -> None:
         """Let others have it. The file stays: removing it would let two hold a lock each."""
         if self._handle is not None:
+            # Closing alone leaves the lock to a process that was forked off meanwhile.
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
             os.close(self._handle)
             self._handle = None
 

@@ -10,7 +10,15 @@ from typing import Any
 from ..configs_device import HardwareRestoreConfig
 from . import cores, cpufreq, devfreq, nvml
 from .base import Actuator, ClockError
-from .journal import Lock, Record, damaged, journal_path, read_journal, remove_journal
+from .journal import (
+    Lock,
+    Record,
+    damaged,
+    is_there,
+    journal_path,
+    read_journal,
+    remove_journal,
+)
 
 Say = Callable[[str], None]
 _Rebuild = Callable[[Mapping[str, Any], ModuleType | None], Actuator]
@@ -36,7 +44,7 @@ def run_hardware_restore(
             clocks could not be put back; the others were.
     """
     journal = journal_path() if config.journal is None else config.journal
-    if not journal.exists():
+    if not is_there(journal):
         say(f"nothing to put back: there is no journal {journal}")
         _hint_at_roots(journal, say)
         return
@@ -93,7 +101,7 @@ def rebuild(snapshot: Mapping[str, Any], journal: Path, nvml: ModuleType | None 
 
 def _hint_at_roots(journal: Path, say: Say) -> None:
     roots = journal_path(root=True)
-    if journal != roots and roots.exists():
+    if journal != roots and is_there(roots):
         say(f"root has one, {roots}: run the command as root to put back what it says")
 
 

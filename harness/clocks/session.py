@@ -11,6 +11,7 @@ SIGKILL, loss of power                 ``exitbench hardware restore``, from the 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -63,6 +64,7 @@ class ClockSession:
         self._clock = clock
         self._lock = Lock(self._journal)
         self._state = "new"
+        self._owner = os.getpid()
         self._levels: dict[str, tuple[float, ...]] = {}
         self._before: dict[str, Mapping[str, Any]] = {}
         self._touched: list[str] = []
@@ -89,8 +91,10 @@ class ClockSession:
             except ClockError:
                 self._lock.give_back()
                 raise
-            self._signals.install()
+        # Before the handlers: a signal that comes right after them has to find something to end.
         self._state = "open"
+        if not self.simulated:
+            self._signals.install()
         return self
 
     def __exit__(
@@ -108,7 +112,7 @@ class ClockSession:
             self._end()
         except ClockError as failure:
             first = f"{error} Besides, " if isinstance(error, ExitbenchError) else ""
-            raise ClockError(f"{first}{failure}") from error
+            raise type(failure)(f"{first}{failure}") from error
 
     def apply(self, values: Mapping[str, float] | Mapping[Domain, float]) -> float:
         """Set these clocks, all or none, and return the seconds that it took.
@@ -234,7 +238,8 @@ class ClockSession:
 
     def _end(self) -> None:
         """Put everything back, once, and let go of journal, lock and signals."""
-        if self._state != "open":
+        # A process that was forked off has the session, but its parent still needs the clocks.
+        if self._state != "open" or os.getpid() != self._owner:
             return
         with self._signals.held():
             self._state = "ended"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ class Signals:
     A signal in the middle of a change waits until the change is done. The usual course is that of
     the handler that was there before: KeyboardInterrupt for SIGINT, the death of the process by
     the signal for the others, or what the program has installed. Signals that were ignored stay so.
-    Outside the main thread Python lets nobody install handlers, and nothing is done.
+    Outside the main thread Python lets nobody install handlers, and nothing is done. A process
+    that is forked off inherits the handlers, but the clocks are not its own: it puts nothing back.
     """
 
     def __init__(self, end: Callable[[], None]) -> None:
@@ -27,15 +29,19 @@ class Signals:
         self._before: dict[int, Any] = {}
         self._held = False
         self._pending: int | None = None
+        self._owner = os.getpid()
 
     def install(self) -> None:
         """Catch signals from now on."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _CAUGHT:
+            before = signal.getsignal(number)
             # None is a handler that was not installed from Python and cannot be put back.
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                self._before[number] = signal.signal(number, self._caught)
+            if before not in (signal.SIG_IGN, None):
+                # Noted first: the signal can come as soon as it is caught.
+                self._before[number] = before
+                signal.signal(number, self._caught)
 
     def uninstall(self) -> None:
         """Put the handlers back that were there before."""
@@ -67,5 +73,10 @@ class Signals:
 
     def _take(self, number: int) -> None:
         if self._before:
-            self._end()
+            try:
+                if os.getpid() == self._owner:
+                    self._end()
+            finally:
+                # Also where there was nothing to end: what is raised must not come here again.
+                self.uninstall()
         signal.raise_signal(number)

@@ -162,6 +162,84 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path, journal: Path) -> None:
     assert content(tmp_path) == before
 
 
+def test_a_signal_right_after_handlers_are_there_ends_the_process_with_nothing_changed(
+    tmp_path: Path, journal: Path
+) -> None:
+    before = two_clusters(tmp_path)
+    extra = """
+from exitbench.harness.clocks.signals import Signals
+install = Signals.install
+def then_a_signal(self):
+    install(self)
+    signal.raise_signal(signal.SIGTERM)
+Signals.install = then_a_signal
+"""
+
+    with process(tmp_path, journal, extra) as child:
+        status = child.wait(timeout=60)
+
+    assert status == -signal.SIGTERM
+    assert content(tmp_path) == before
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize("end", ["signal.raise_signal(signal.SIGTERM)", "sys.exit(0)"])
+def test_a_process_that_was_forked_off_leaves_its_parents_clocks_alone(
+    end: str, tmp_path: Path, journal: Path
+) -> None:
+    before = two_clusters(tmp_path)
+    # Instead of its sleep the program forks, and tells what the end of its child has left.
+    extra = f"""
+import os
+def fork(seconds):
+    child = os.fork()
+    if child == 0:
+        {end}
+    os.waitpid(child, 0)
+    low = root / "sys/devices/system/cpu/cpufreq/policy0/scaling_min_freq"
+    print(low.read_text().strip(), journal.exists(), flush=True)
+time.sleep = fork
+"""
+
+    with process(tmp_path, journal, extra) as child:
+        wait_until_set(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "960000 True\n"
+        assert child.wait(timeout=60) == 0
+
+    assert content(tmp_path) == before
+    assert not journal.exists()
+
+
+def test_a_process_that_was_forked_off_keeps_nobody_from_the_clocks(
+    tmp_path: Path, journal: Path, kernel: Kernel
+) -> None:
+    two_clusters(tmp_path)
+    # The child of the program outlives it, with all that it has inherited.
+    extra = """
+import os
+sleep = time.sleep
+def fork(seconds):
+    child = os.fork()
+    if child == 0:
+        sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+time.sleep = fork
+"""
+
+    with process(tmp_path, journal, extra) as child:
+        wait_until_set(child)
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        assert child.wait(timeout=60) == 0
+        try:
+            with ClockSession({"cpu": find_cpufreq(tmp_path)}, journal=journal) as session:
+                assert session.apply({"cpu": 960.0}) > 0
+        finally:
+            os.kill(grandchild, signal.SIGKILL)
+
+
 def test_clocks_killed_between_two_changes_are_restored_by_the_command(
     tmp_path: Path, journal: Path, kernel: Kernel, capsys: pytest.CaptureFixture[str]
 ) -> None:

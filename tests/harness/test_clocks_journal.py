@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from exitbench.harness.cli import main
 from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import Actuator, ClockError
 from exitbench.harness.clocks.cores import find_cores
@@ -141,3 +143,38 @@ def test_a_journal_from_before_a_reboot_stands_in_nobodys_way(
 
     with ClockSession(board(tmp_path), journal=journal):
         assert not journal.exists()
+
+
+def test_a_disk_too_full_for_the_lock_changes_nothing_and_leaves_no_lock(
+    tmp_path: Path, kernel: Kernel, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actuators = board(tmp_path)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ClockError, match=r"clocks\.lock cannot be written \(No space left"):
+        ClockSession(actuators, journal=journal).__enter__()
+    monkeypatch.undo()
+
+    assert kernel.writes == []
+    with ClockSession(actuators, journal=journal):
+        pass
+
+
+def test_a_journal_in_a_folder_that_is_closed_to_the_user_is_nobodys(
+    monkeypatch: pytest.MonkeyPatch, journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looked_at = Path.stat
+
+    def closed(path: Path, **options: Any) -> Any:
+        if path.name == journal.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return looked_at(path, **options)
+
+    # As a folder of root's reads to others; the tests may be root, who may look anywhere.
+    monkeypatch.setattr(Path, "stat", closed)
+
+    assert main(["hardware", "restore", "--journal", str(journal)]) == 0
+    assert "nothing to put back" in capsys.readouterr().out
