@@ -201,7 +201,12 @@ class EmcActuator:
         free = present["locked"] == snapshot["locked"] == 0
         if free or present == snapshot:
             return
-        self._write_rate(snapshot["rate"])
+        try:
+            self._write_rate(snapshot["rate"])
+        except ClockError:
+            # What was free is the kernel's again in any case: it sets the rate itself.
+            if snapshot["locked"]:
+                raise
         write(self.folder / "mrq_rate_locked", snapshot["locked"])
         found = read_int(self.folder / "mrq_rate_locked")
         if found != snapshot["locked"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from fake_clocks import (
     add_emc,
     content,
     ignore,
+    refuse,
     round_up,
     write_files,
 )  # fmt: skip
@@ -155,6 +157,20 @@ def test_the_memory_clock_is_locked_and_given_back(tmp_path: Path, kernel: Kerne
 
     assert actuator.levels() == (204.0, 665.6, 2133.0)
     assert content(tmp_path) == before
+
+
+def test_a_memory_clock_that_was_free_is_free_again_whatever_the_firmware_says_to_its_rate(
+    tmp_path: Path, kernel: Kernel
+) -> None:
+    folder = add_emc(tmp_path)
+    actuator = find_emc(tmp_path)
+    snapshot = actuator.snapshot()
+    actuator.set(2133.0)
+
+    kernel.rules["emc/rate"] = refuse(errno.EINVAL)
+    actuator.restore(snapshot)
+
+    assert (folder / "mrq_rate_locked").read_text() == "0\n"
 
 
 def test_a_memory_clock_that_was_held_before_is_held_again(tmp_path: Path, kernel: Kernel) -> None:
