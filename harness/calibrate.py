@@ -25,7 +25,7 @@ from ..profiles.schema import Profile
 from ..profiles.shape import faults_of
 from ..profiles.writing import profile_text
 from .calibrated import COMMAND, LevelRun, Measured, calibrated_profile, without
-from .clocks.base import Actuator, ClockError
+from .clocks.base import Actuator, ClockError, LeftChanged
 from .clocks.choose import find_actuators
 from .clocks.session import ClockSession
 from .conditions import clock_policies, policy_words
@@ -327,6 +327,8 @@ def _levels(
                 runs.append(LevelRun(mhz, layer.amount / rate.best, power_w))
                 watts = "" if power_w is None else f", {power_w:.4g} W"
                 bench.say(f"at {mhz:g} MHz: {runs[-1].time_s * 1e3:.4g} ms a convolution{watts}")
+    except LeftChanged:
+        raise  # clocks that are not back are more than a measurement that is missing
     except ClockError as error:
         bench.say(f"clocks are not measured: {error}")
         return ()

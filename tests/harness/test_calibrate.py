@@ -15,6 +15,8 @@ import torch
 from exitbench.harness.calibrate import run_hardware_calibrate
 from exitbench.harness.calibrated import LevelRun, Measured, calibrated_profile, without
 from exitbench.harness.cli import parse
+from exitbench.harness.clocks import sysfs
+from exitbench.harness.clocks.base import LeftChanged
 from exitbench.harness.configs import DeviceConfig, MeteringConfig
 from exitbench.harness.configs_device import HardwareCalibrateConfig
 from exitbench.harness.dvfs import dvfs_of, points_of
@@ -26,7 +28,7 @@ from exitbench.profiles.nvml import Gpu
 from exitbench.profiles.schema import Profile
 from exitbench.profiles.shape import faults_of
 from exitbench.profiles.writing import profile_text
-from fake_clocks import add_policy, add_range_policy, content
+from fake_clocks import Kernel, add_policy, add_range_policy, content
 from fake_machine import fake_nvml
 
 CPU = torch.device("cpu")
@@ -331,6 +333,24 @@ def test_clocks_are_measured_one_by_one_and_put_back(tmp_path: Path) -> None:
     assert all(point.stated_time is not None for point in points)
     assert "at 1500 MHz: " in said
     assert "policy0: governor schedutil" in (tmp_path / "mine.toml").read_text()
+
+
+def test_clocks_that_are_not_back_end_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_policy(tmp_path, 0, (1_000_000, 2_000_000))
+    kernel = Kernel()
+    monkeypatch.setattr(sysfs, "put_text", kernel.put_text)
+
+    def stuck_after_the_lowest(path: Path, value: str) -> str | None:
+        if path.with_name("scaling_min_freq").read_text() == "1000000\n" and value == "2000000":
+            raise PermissionError
+        return value
+
+    kernel.rules["scaling_max_freq"] = stuck_after_the_lowest
+    with pytest.raises(LeftChanged, match="not all clocks could be put back"):
+        calibrate(tmp_path, config(tmp_path))
+    assert not (tmp_path / "mine.toml").exists()
 
 
 def test_of_many_clocks_some_are_measured_both_ends_among_them(tmp_path: Path) -> None:
