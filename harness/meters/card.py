@@ -110,6 +110,7 @@ class CardWatch:
             "memory_mhz": ask(library, "nvmlDeviceGetClockInfo", handle, _CLOCK_MEMORY),
             "temperature_c": ask(library, "nvmlDeviceGetTemperature", handle, _SENSOR_GPU),
             "throttle": reasons,
+            "power_limit_mw": ask(library, "nvmlDeviceGetEnforcedPowerLimit", handle),
         }
         return ({} if watts is None else {"gpu": watts}), state
 
@@ -149,6 +150,9 @@ def conditions(watched: Watched, company: frozenset[int] | None) -> dict[str, An
         if values:
             found[f"gpu_{name}"] = statistics.median(values)
             found[f"gpu_{name}_lowest"] = min(values)
+    limits = _values(inside, "power_limit_mw")
+    if limits:
+        found["gpu_power_limit_w"] = min(limits) * 1e-3
     temperatures = _values(watched.samples, "temperature_c")
     if temperatures:
         found["gpu_temperature_c"] = max(temperatures)

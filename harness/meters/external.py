@@ -216,6 +216,11 @@ def _reader(command_or_file: str, limit_s: float) -> Callable[[], float]:
 
 def _from_file(path: Path) -> float:
     try:
+        # A pipe or a serial port has no end: reading it whole would wait forever.
+        if path.exists() and not path.is_file():
+            raise Unreadable(
+                f"{path} is no plain file; give a command that reads one number from it"
+            )
         return _number(path.read_text(encoding="utf-8", errors="replace"), str(path))
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from error

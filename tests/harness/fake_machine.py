@@ -193,6 +193,7 @@ class Card:
     memory_mhz: int | None = None
     temperature_c: int | None = None
     reasons: int | None = None
+    limit_w: float | None = None
     others: tuple[int, ...] | None = None
     pci: str | None = None
 
@@ -250,6 +251,7 @@ def fake_nvml(*cards: Card, driver: bool = True, without: tuple[str, ...] = ()) 
         "nvmlDeviceGetTotalEnergyConsumption": _energy,
         "nvmlDeviceGetFieldValues": _fields,
         "nvmlDeviceGetPowerUsage": lambda card: round(_supported(card.usage_w)() * 1e3),
+        "nvmlDeviceGetEnforcedPowerLimit": lambda card: round(_supported(card.limit_w) * 1e3),
         "nvmlDeviceGetArchitecture": lambda card: _supported(card.architecture),
         "nvmlDeviceGetClockInfo": lambda card, kind: _supported(
             {1: card.sm_mhz, 2: card.memory_mhz}[kind]

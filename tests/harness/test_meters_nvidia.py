@@ -108,13 +108,16 @@ def test_a_card_lost_leaves_the_window_unresolved(when: str) -> None:
 
 
 def test_clocks_temperature_and_company_are_logged() -> None:
-    card = Card(sm_mhz=1980, memory_mhz=3201, temperature_c=61, reasons=0x1, others=())
+    card = Card(
+        sm_mhz=1980, memory_mhz=3201, temperature_c=61, reasons=0x1, others=(), limit_w=700.0
+    )
     reading = usable(card).reading(2)
     assert reading.conditions == {
         "gpu_sm_mhz": 1980,
         "gpu_sm_mhz_lowest": 1980,
         "gpu_memory_mhz": 3201,
         "gpu_memory_mhz_lowest": 3201,
+        "gpu_power_limit_w": 700.0,
         "gpu_temperature_c": 61,
         "gpu_throttle": [],
         "gpu_other_processes": [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import time
@@ -169,6 +170,13 @@ def test_joules_of_a_file_are_read_at_the_edges(tmp_path: Path) -> None:
     reading = window.close()
     assert reading.total_j == pytest.approx(2250, rel=1e-3)
     assert 0 < reading.uncertainty_j["board"] < 1.2 * 75 * 0.2
+
+
+def test_a_pipe_is_not_waited_for_forever(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "serial")
+    found = find_external(f"file:{tmp_path / 'serial'}")
+    assert isinstance(found, Unavailable)
+    assert "give a command that reads one number from it" in found.reason
 
 
 def test_watts_of_a_command_are_sampled(tmp_path: Path) -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from exitbench.harness.meters.base import UPDATES_PER_WINDOW, Unavailable, minimum_window_s
+from exitbench.harness.meters import rapl
+from exitbench.harness.meters.base import (
+    UPDATES_PER_WINDOW,
+    Reading,
+    Unavailable,
+    minimum_window_s,
+)
 from exitbench.harness.meters.counters import PLAUSIBLE_W
 from exitbench.harness.meters.rapl import RaplMeter, find_rapl
 from fake_machine import RANGE_UJ, Clock, Load, Powercap, Ticking
@@ -86,6 +94,35 @@ def test_several_wraps_in_one_window_are_counted_when_it_is_read_in_between(
         clock.sleep(50)
         meter.refresh()
     assert window.close().joules["cpu"] == pytest.approx(200_000, rel=1e-5)
+
+
+def test_a_window_much_longer_than_a_wrap_is_read_often_enough_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It wraps every 60 s at 50 W, and may go unread for 3 s. The thread runs here, by the clock.
+    meter, clock, _ = package(tmp_path, range_uj=3_000_000_000)
+    started: list[Callable[[], None]] = []
+
+    def start(target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> Any:
+        assert daemon
+        started.append(lambda: target(*args))
+        return SimpleNamespace(start=lambda: None)
+
+    readings: list[Reading] = []
+    monkeypatch.setattr(rapl.threading, "Thread", start)
+    window = meter.open()
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if clock.now_s > 1000 and not readings:
+            readings.append(window.close())
+
+    monkeypatch.setattr(rapl, "time", SimpleNamespace(sleep=sleep))
+    (run,) = started
+    run()  # ends by itself once no window is open
+    (reading,) = readings
+    assert reading.seconds > 800
+    assert reading.total_j == pytest.approx(50 * reading.seconds, rel=1e-5), reading.note
 
 
 def test_a_gap_in_which_it_may_have_wrapped_twice_is_unresolved(tmp_path: Path) -> None:
