@@ -11,6 +11,7 @@ import pandas as pd
 from .bench import Bench
 from .choose import BOUNDS
 from .circumstances import THIS_MACHINE, ClockFiles
+from .conditions import settings as settings_here
 from .configs import RunConfig
 from .costs import CostTable
 from .dvfs_errors import model_error_words
@@ -250,10 +251,11 @@ def _measure(
     """Measure what is left to do, and append its rows precision by precision."""
     meter, tier, simulated = todo[0][0].meter, todo[0][0].manner.tier, todo[0][0].manner.simulated
     before = UNKNOWN if simulated else idle_power(meter, tier, say)
+    publish = tier is not None and tier.idle_after and not simulated
+    found = settings_here() if publish else None
 
     def idle_after() -> Idle:
-        again = tier is not None and tier.idle_after and not simulated
-        return between(before, idle_power(meter, tier, say)) if again else before
+        return between(before, idle_power(meter, tier, say)) if publish else before
 
     for bench, settings in todo:
         log = PassLog(directory.path / "passes.jsonl")
@@ -264,6 +266,8 @@ def _measure(
             directory.append_measurement(row)
             say(_measured_words(row))
         log.clear()
+    if found is not None:
+        directory.update(hardware={"settings": {"before": found, "after": settings_here()}})
 
 
 def idle_power(meter: Meter, tier: Tier | None, say: Say) -> Idle:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exitbench.harness import measure
-from exitbench.harness.configs import ProfileConfig, RunConfig, SweepConfig
+from exitbench.harness import live, measure
+from exitbench.harness.configs import MeteringConfig, ProfileConfig, RunConfig, SweepConfig
+from exitbench.harness.idle import Idle
 from exitbench.harness.live import run_run
 from exitbench.harness.measure import Progress
 from exitbench.harness.measured import measured_key
@@ -19,6 +20,8 @@ from exitbench.harness.passes import Pass, PassLog, Requests
 from exitbench.harness.profiling import run_profile
 from exitbench.harness.rundir import RunDirectory
 from exitbench.harness.sweeping import run_sweep
+from fake_counter import Bench as Machine
+from fake_counter import CounterMeter
 from pipeline_fixtures import CPU, Killed, Said, refused, silent
 
 KEY = ("full", None, 0.5)
@@ -129,6 +132,29 @@ def test_passes_of_an_older_exitbench_are_read_and_others_left_out(tmp_path: Pat
     log.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     same = Pass(Reading(1.5, {"cpu": 2.0}, "measured"), 1.5)
     assert log.passes(KEY) == [same, same]
+
+
+def test_runs_to_publish_know_idle_power_of_both_sides_and_record_the_settings(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = CounterMeter(Machine(10.0, 0.001))
+    powers = iter([Idle(10.0, "measured"), Idle(10.2, "measured"), Idle(11.0, "measured")])
+    found: list[Idle] = []
+
+    def look(*arguments: Any) -> list[dict[str, Any]]:
+        found.append(arguments[-1]())
+        return []
+
+    monkeypatch.setattr(live, "choose_energy", lambda *arguments, **named: meter)
+    monkeypatch.setattr(live, "measure_idle", lambda meter, seconds: next(powers))
+    monkeypatch.setattr(live, "run_settings", look)
+    run_run(config(run, metering=MeteringConfig(tier="publish")), silent)
+    assert found[0].power_w == pytest.approx(10.1)
+    recorded = RunDirectory(run).manifest["hardware"].pop("settings")
+    assert list(recorded) == ["before", "after"]
+    assert "clock_policies" in recorded["before"]
+    run_run(config(run), silent)
+    assert found[1].power_w == 11.0
 
 
 def test_progress_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from exitbench.harness.idle import Idle, measure_idle
@@ -44,6 +44,28 @@ def test_what_lies_inside_the_window_is_told_from_the_waiting_outside() -> None:
     assert cost.share(1.0) == pytest.approx(0.001)
     assert cost.share(0.0) is None
     assert cost.plain(0.5)["share"] == pytest.approx(0.002)
+
+
+class Sampling(Dear):
+    """A meter that is at work in a thread for a share of the time, however long the window."""
+
+    def open(self) -> CounterWindow:
+        return SamplingWindow(self, self.bench.now_s, self.bench.counter_j)
+
+
+class SamplingWindow(DearWindow):
+    def close(self) -> Reading:
+        reading = super().close()
+        return replace(reading, overhead_s=reading.overhead_s + 0.004 * reading.seconds)
+
+
+def test_a_meter_that_samples_takes_its_share_of_a_window_of_any_length() -> None:
+    bench = Bench(power_w=10.0, update_period_s=0.02)
+    meter = Sampling(bench, inside_s=0.001)
+    cost = measure_overhead(meter, Idle(), clock=bench, sleep=bench.sleep)
+    # Its share of the short windows that its own cost is told from is in both.
+    assert cost.share(1.0) == pytest.approx(0.001 + 0.004, rel=0.01)
+    assert cost.share(10.0) == pytest.approx(0.0001 + 0.004, rel=0.01)
 
 
 def test_its_energy_is_told_where_it_stands_out_from_idle() -> None:
