@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .base import ClockError, Domain, LeftChanged
+from .base import ClockError, Domain
 from .sysfs import AS_ROOT, Limits, exact, left_changed, look, look_int, writable, write
 
 KIND = "cpufreq"
@@ -162,7 +162,7 @@ class CpufreqActuator:
 
 def _undo(done: list[tuple[Policy, tuple[int, int]]], error: ClockError) -> None:
     """Put the limits of policies back, the last first, after another has failed."""
-    failures = [str(error)] if isinstance(error, LeftChanged) else []
+    failures = []
     for policy, before in reversed(done):
         try:
             policy.limits.put_back(*before)

@@ -205,7 +205,10 @@ class Limits:
         if present == (low, high):
             return
         failures = []
+        as_it_was = dict(zip((self.low, self.high), present, strict=True))
         for name, value in self._in_order(present, (low, high)):
+            if as_it_was[name] == value:
+                continue  # refused or not, it is back
             try:
                 write(self.folder / name, value)
             except ClockError as error:

@@ -96,9 +96,14 @@ FAULTS = (
     ),
     Fault(
         "permission denied at the second cluster",
-        {"policy2/scaling_min_freq": refuse(errno.EPERM)},
-        {"cpu": 960.0},
+        {"policy2/scaling_min_freq": refuse(errno.EPERM)}, {"cpu": 960.0},
         r"no permission to write .*policy2/scaling_min_freq",
+    ),  # fmt: skip
+    Fault(
+        "one of two limits refused, which was not changed and so is back",
+        {"policy0/scaling_max_freq": refuse(errno.EACCES)},
+        {"cpu": 960.0},
+        r"no permission to write .*policy0/scaling_max_freq: .* exitbench \.\.\.$",
     ),
     Fault("unknown level", {}, {"gpu": 900.0, "cpu": 960.0}, "devfreq 17000000.gp10b has no level"),
     Fault(
