@@ -119,6 +119,7 @@ class SetClocks:
         device_class: what the network runs on, ``cpu`` or ``gpu``.
         journal: where it is kept what the clocks were; None is this user's place.
         notes: what else there is to say, as sentences.
+        cpus: logical CPUs that all the watts are of; None: those of this machine.
     """
 
     actuators: Mapping[Domain, Actuator]
@@ -129,6 +130,7 @@ class SetClocks:
     device_class: Literal["cpu", "gpu"]
     journal: Path | None = None
     notes: tuple[str, ...] = ()
+    cpus: int | None = None
 
     @property
     def words(self) -> str:
@@ -148,7 +150,7 @@ class SetClocks:
         assert self.model is not None
         if self.device_class == "gpu":
             return self.model.idle_w
-        one = working_share(1)
+        one = working_share(1, self.cpus)
         spinning = replace(self.model, dynamic_w=self.model.dynamic_w / self.model.busy * one)
         return replace(spinning, busy=one).power_w(self.point)
 
@@ -225,6 +227,7 @@ def find_clocks(
         device_class,
         asked.files.journal,
         _notes(asked, values, device_class),
+        _cpus(profile, asked.simulated),
     )
 
 
@@ -316,7 +319,8 @@ def _priced(
     if mhz is not None:
         ratio = mhz / found[device_class].levels()[-1]
         point = Point(f"{mhz:.10g} MHz", {device_class: mhz}, ratio)
-    busy = working_share(threads) if device_class == "cpu" else 1.0
+    cpus = _cpus(profile, simulated)
+    busy = working_share(threads, cpus) if device_class == "cpu" else 1.0
     if profile is None:
         if simulated:
             raise ExitbenchError(
@@ -330,6 +334,13 @@ def _priced(
         if simulated:
             raise
         return point, None
+
+
+def _cpus(profile: Profile | None, simulated: bool) -> int | None:
+    """The CPUs of a simulated device, where its profile tells them; None: those of this machine."""
+    if not simulated or profile is None or profile.cores is None:
+        return None
+    return round(profile.cores.counts.value[-1])
 
 
 def usable_cpus() -> int:

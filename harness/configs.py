@@ -243,7 +243,7 @@ class GovernConfig:
     deadline_ms: float | None = None
     """Time allowed per request in ms. None: what the full network takes at the top clock."""
     operating_point: str | None = None
-    """Operating point of the governor fixed. None: the slowest that keeps the deadline."""
+    """Operating point of the governor fixed. None: chosen with the setting, as that is."""
     precisions: tuple[Precision, ...] | None = None
     """Precisions. None: all that were traced."""
     criteria: tuple[Criterion, ...] = ("softmax", "margin")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from .configs import RunConfig, SubsetConfig, TraceConfig, TrainConfig
+from .configs import GovernConfig, RunConfig, SubsetConfig, TraceConfig, TrainConfig
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -145,8 +145,15 @@ def _combinations(config: object) -> Iterator[str]:
         yield from _trace_combinations(config)
     if isinstance(config, RunConfig):
         yield from _run_combinations(config)
+    if isinstance(config, GovernConfig):
+        yield from _govern_combinations(config)
     if isinstance(config, SubsetConfig) and config.exit is not None and config.difficulty == "hard":
         yield "exit is given with difficulty 'hard', which has no use for it; leave one of them out"
+
+
+def _govern_combinations(config: GovernConfig) -> Iterator[str]:
+    if config.operating_point is not None and "fixed" not in config.governors:
+        yield "operating_point is given, but not the governor fixed, to which it belongs"
 
 
 def _run_combinations(config: RunConfig) -> Iterator[str]:

@@ -12,6 +12,8 @@ from exitbench.harness import configs, configs_paper
 from exitbench.harness.configs import (
     DataConfig,
     DeviceConfig,
+    GovernConfig,
+    RunConfig,
     SubsetConfig,
     SweepConfig,
     TraceConfig,
@@ -199,6 +201,16 @@ RUN = Path("runs/a")
             "dataset is given beside logits, which have no use for it",
         ),
         (SubsetConfig(run=RUN, out=RUN, difficulty="hard", exit=3), "exit is given with difficul"),
+        (
+            RunConfig(run=RUN, governor="deadline", operating_point="800 MHz"),
+            "operating_point is given beside governor deadline; it belongs to fixed",
+        ),
+        (RunConfig(run=RUN, operating_point="800 MHz"), "operating_point is given without a gov"),
+        (RunConfig(run=RUN, deadline_ms=3.0), "deadline_ms is given without a governor"),
+        (
+            GovernConfig(run=RUN, governors=("deadline",), operating_point="800 MHz"),
+            "operating_point is given, but not the governor fixed, to which it belongs",
+        ),
     ],
 )
 def test_values_out_of_their_limits_are_named_with_what_is_allowed(config: Any, said: str) -> None:

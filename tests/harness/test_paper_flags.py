@@ -20,7 +20,7 @@ from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import ClockError
 from exitbench.harness.configs import DataConfig, DeviceConfig
 from exitbench.harness.configs_paper import PaperConfig
-from exitbench.harness.dvfs import dvfs_of
+from exitbench.harness.dvfs import Point, dvfs_of
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.evaluation import Evaluation, evaluate_checkpoint
 from exitbench.harness.paper import run_paper
@@ -94,7 +94,7 @@ def simulated(**asked: Any) -> Circumstances:
 def test_a_simulated_level_is_priced_by_the_profile(number: int, mhz: float) -> None:
     clocks = find_clocks(simulated(cpu_level=number), TX2, "cpu", 1)
     assert dict(clocks.values) == {"cpu": mhz}
-    assert clocks.model == dvfs_of(TX2, "cpu", busy=1 / usable_cpus())
+    assert clocks.model == dvfs_of(TX2, "cpu", busy=1 / 6)  # one thread on its six cores
     assert clocks.point.f_ratio == pytest.approx(mhz / 2035.2)
     top = find_clocks(simulated(top=True), TX2, "cpu", 1)
     assert clocks.model.power_w(clocks.point) <= top.model.power_w(top.point)
@@ -131,9 +131,22 @@ def test_a_simulated_baseline_pays_for_waiting_awake(inputs: Inputs) -> None:
     scene = Scene(60.0, clock=nap.clock, sleep=nap.sleep)
     asleep = evaluate(inputs, simulated(scene=scene)).cost
     awake = evaluate(inputs, simulated(scene=replace(scene, awake=True), top=True)).cost
-    model = dvfs_of(TX2, "cpu", busy=1 / usable_cpus())
-    assert asleep.joules == pytest.approx(model.idle_w * 240.0, rel=1e-3)  # images take next to 0 s
-    assert awake.joules > 1.1 * asleep.joules
+    model = dvfs_of(TX2, "cpu", busy=1 / 6)
+    watts = model.power_w(Point("top", {}, 1.0))
+    # Images take next to no time.
+    assert asleep.joules == pytest.approx(model.idle_w * 240.0, rel=1e-3)
+    assert awake.joules == pytest.approx(watts * 240.0, rel=1e-3)
+
+
+def test_simulated_power_is_that_of_the_devices_own_cores_not_of_this_machines() -> None:
+    watts = {
+        cores: clocks.model.power_w(clocks.point)
+        for cores in (1, 2, 4, 6)
+        for clocks in [find_clocks(simulated(cores=cores), TX2, "cpu", cores)]
+    }
+    assert watts[6] == pytest.approx(TX2.power["cpu"].active_w.value)
+    assert watts[4] - watts[2] == pytest.approx(2 * (watts[2] - watts[1]))
+    assert watts[1] < watts[2]
 
 
 def test_a_level_that_there_is_not_is_refused_with_those_there_are() -> None:
