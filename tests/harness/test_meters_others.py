@@ -121,6 +121,13 @@ def test_a_slow_sensor_is_read_at_its_own_pace(tmp_path: Path) -> None:
     assert module(tmp_path, Clock()).update_period_s == pytest.approx(0.2)
 
 
+def test_sensors_that_are_slow_to_read_are_read_for_a_hundredth_of_the_time(tmp_path: Path) -> None:
+    Rails(tmp_path, (("VDD_IN",),))
+    # Every look at this clock takes 2 ms, and a read is between two.
+    meter = module(tmp_path, Clock(0.002))
+    assert meter.update_period_s == pytest.approx(0.2)
+
+
 def test_a_machine_without_sensors_says_so(tmp_path: Path) -> None:
     found = find_ina3221(TX2, tmp_path)
     assert isinstance(found, Unavailable)
