@@ -114,10 +114,11 @@ class Dvfs:
 
     def power_w(self, point: Point) -> float:
         """Gross watts at work; the active power at the top clock."""
+        always_w = self.static_w + self.memory_w * point.memory_ratio
         if point.stated_w is not None:
-            return self.static_w + (point.stated_w - self.static_w) * self.busy
+            return always_w + (point.stated_w - always_w) * self.busy
         follows = point.f_ratio * point.units * self.voltage(point.f_ratio) ** 2
-        return self.static_w + self.memory_w * point.memory_ratio + self.dynamic_w * follows
+        return always_w + self.dynamic_w * follows
 
     def time_factor(self, point: Point) -> float:
         """Time of the same work against the top clock: 1 there, more elsewhere."""

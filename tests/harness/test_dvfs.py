@@ -201,6 +201,16 @@ def test_what_a_profile_states_for_a_point_goes_before_the_formula() -> None:
     assert model.idle_at_w(unstated) == model.idle_w
 
 
+def test_stated_power_of_all_cores_shrinks_with_those_at_work_as_modelled_power_does() -> None:
+    tx2 = load_profile("jetson-tx2")
+    top = points_of(tx2, "cpu")[-1]
+    stated = replace(top, stated_w=tx2.power["cpu"].active_w.value)
+    for busy in (0.25, 1.0):
+        model = dvfs_of(tx2, "cpu", busy=busy)
+        assert model.memory_w > 0
+        assert model.power_w(stated) == pytest.approx(model.power_w(top))
+
+
 def test_a_voltage_table_goes_before_floor_and_knee() -> None:
     profile = load_profile("generic-x86")
     clock = replace(
