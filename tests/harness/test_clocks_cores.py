@@ -39,9 +39,13 @@ def test_cpu0_is_never_touched_even_where_it_could_be(tmp_path: Path, kernel: Ke
     folder = add_cores(tmp_path, 4)
     write_files(folder / "cpu0", online=1)
 
-    find_cores(tmp_path).set(1.0)
+    cores = find_cores(tmp_path)
+    cores.set(1.0)
 
+    assert cores.levels() == (1.0, 2.0, 3.0, 4.0)
     assert online(folder) == [0]
+    with pytest.raises(ClockError, match="from 1 to 4"):
+        cores.set(0.0)
     assert all(path.parent.name != "cpu0" for path, _ in kernel.writes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from exitbench.harness.configs import GovernConfig, SweepConfig, TraceConfig
-from exitbench.harness.contest import least_energy
+from exitbench.harness.contest import Arena, least_energy
 from exitbench.harness.governed import Governed
 from exitbench.harness.governing import govern, run_govern
 from exitbench.harness.operating import NothingToGovern
@@ -156,6 +157,20 @@ def test_settings_and_points_are_chosen_on_the_calibration_split_alone(run, tmp_
     first, second = governed(run), governed(other)
     pd.testing.assert_frame_equal(first[names], second[names])
     assert (first.accuracy != second.accuracy).any()
+
+
+def test_nothing_but_the_winners_sees_the_test_split(run, monkeypatch):
+    seen: Counter[str] = Counter()
+    costs = Arena.run
+
+    def noted(arena: Arena, setting: Any, split: str, *rest: Any) -> Governed:
+        seen[split] += 1
+        return costs(arena, setting, split, *rest)
+
+    monkeypatch.setattr(Arena, "run", noted)
+    rows = governed(run)
+    assert seen["test"] == len(rows)
+    assert seen["calibration"] > len(rows)
 
 
 def test_a_later_deadline_lets_the_clocks_fall(run):
