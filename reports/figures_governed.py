@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from matplotlib.transforms import ScaledTranslation
 
 from .columns import SETTING
 from .governed import (
@@ -34,8 +33,8 @@ from .words import percent
 ENERGY_TITLE = "Energy at equal accuracy and equal latency"
 CLOCKS_TITLE = "Accuracy against energy across clock settings"
 CLAIM_LOOKS = {"claim_vs_full": (PURPLE, (0, (5, 2))), "claim_vs_every_exit": (BLACK, (0, (1, 1)))}
-APART = 8.0
-"""Points between marks that would lie on each other."""
+SIZE, STEP = 7.0, 3.5
+"""Size of a mark in points, and how much larger one is that lies under another."""
 
 MARKERS = {
     "": "o",
@@ -237,8 +236,9 @@ def accuracy_energy_clocks(view: View, governed: Governed) -> Picture | Absent:
     caption = (
         "For every policy and governor the setting that needs least energy within the allowed "
         "accuracy loss, chosen on the calibration split: the further left, the better. A thin line "
-        "joins one setting under several clocks; marks at one place stand side by side around it, "
-        "a line per policy. Energy includes idle until the deadline and is "
+        "joins one setting under several clocks. Of governors that coincide only the first of the "
+        "legend is drawn; policies that coincide lie on each other. Energy includes idle until the "
+        "deadline and is "
         f"{_source_words(governed, None)}. Hollow: clearly more often late than the same policy at "
         "the top clock, so not of equal latency."
     )
@@ -262,40 +262,34 @@ def _points(axis: Axes, rows: list[Setting]) -> None:
     for members in _by_setting(drawn):
         ends = sorted(row["energy_mj"] for row in members)
         axis.plot(ends, [100 * members[0]["accuracy"]] * len(ends), color=FAINT, linewidth=1)
-    for row, right, up in _side_by_side(drawn):
+    for row, size in _told_apart(drawn):
         colour = GREY if row["role"] == "full" else look_of(LOOKS, row["role"]).colour
         late = not keeps_latency(rows, row)
         axis.plot(
             row["energy_mj"],
             100 * row["accuracy"],
             MARKERS.get(row["governor"], "*"),
-            markersize=7,
+            markersize=size,
             markerfacecolor="white" if late else colour,
             markeredgecolor=colour if late else "white",
-            markeredgewidth=1.4 if late else 0.4,
-            transform=axis.transData + ScaledTranslation(right / 72, up / 72, _inches(axis)),
+            markeredgewidth=1.4 if late else 0.5,
         )
 
 
-def _inches(axis: Axes) -> Any:
-    return axis.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+def _told_apart(rows: list[Setting]) -> Iterator[tuple[Setting, float]]:
+    """Rows with the size of their mark, each at its true place.
 
-
-def _side_by_side(rows: list[Setting]) -> Iterator[tuple[Setting, float, float]]:
-    """Rows with a shift in points to the right and up: rows at one place, which would hide each
-    other, stand side by side, a line per policy."""
-    places: dict[tuple[float, int], list[Setting]] = {}
+    Of one policy's governors that coincide the first is drawn; policies that coincide lie on each
+    other, the first the largest.
+    """
+    places: dict[tuple[int, int], dict[str, Setting]] = {}
     for row in rows:
-        # Energies within about 1% of each other would be drawn on top of each other.
-        near = round(math.log(row["energy_mj"]) / 0.01) if row["energy_mj"] > 0 else 0
-        places.setdefault((row["accuracy"], near), []).append(row)
+        # What lies within half a percent, or a twentieth of a point, would hide one another.
+        energy = round(math.log(row["energy_mj"]) / 0.005) if row["energy_mj"] > 0 else 0
+        places.setdefault((round(2000 * row["accuracy"]), energy), {}).setdefault(row["role"], row)
     for members in places.values():
-        roles = list(dict.fromkeys(row["role"] for row in members))
-        for line, role in enumerate(roles):
-            own = [row for row in members if row["role"] == role]
-            up = APART * ((len(roles) - 1) / 2 - line)
-            for place, row in enumerate(own):
-                yield row, APART * (place - (len(own) - 1) / 2), up
+        for place, row in enumerate(members.values()):
+            yield row, SIZE + STEP * (len(members) - 1 - place)
 
 
 def _by_setting(rows: list[Setting]) -> list[list[Setting]]:

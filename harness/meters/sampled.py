@@ -4,12 +4,14 @@ One thread per sensor reads it while any window is open; windows that nest or ov
 samples. A window takes a sample at its opening and one after its close, so that the power at both
 edges lies between two samples; energy is the trapezoid over them. What lies between two samples
 nobody has seen: the uncertainty is how much the result changes when only every second sample is
-used, and at least that of one step between two samples; with it the resolution of the sensor and,
-for reads that take long, the doubt about their moment.
+used, and at least that of one step between two samples; with it the resolution of the sensor, for
+reads that take long the doubt about their moment, and for a stretch in which the thread was kept
+from reading, whatever lies between the powers that were seen.
 """
 
 from __future__ import annotations
 
+import statistics
 import threading
 import weakref
 from bisect import bisect_left, bisect_right
@@ -233,8 +235,16 @@ class Watched:
         )
         slow_s = max((each.end_s - each.begin_s) / 2 for each in self.samples) + delay_s
         seen = [watts for _, watts in points]
-        doubt_j = slow_s * (max(seen) - min(seen)) + resolution_w * self.seconds
+        doubt_s = slow_s + _unseen_s([time_s for time_s, _ in points])
+        doubt_j = doubt_s * (max(seen) - min(seen)) + resolution_w * self.seconds
         return whole_j, max(sampling_j, step_j) + doubt_j
+
+
+def _unseen_s(times: Sequence[float]) -> float:
+    """Time in pauses much longer than is usual: the thread that reads was kept from it."""
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    usual_s = statistics.median(gaps) if gaps else 0.0
+    return sum(gap - usual_s for gap in gaps if gap > 2 * usual_s)
 
 
 def _cut(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from exitbench.harness.meters.counters import Counter, Period, find_period
 from exitbench.harness.meters.edges import EdgeWindow, Share
-from exitbench.harness.meters.sampled import THREAD, Sampler
+from exitbench.harness.meters.sampled import THREAD, Sample, Sampler, Watched
 from fake_machine import Clock, Load, Ticking
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -287,6 +287,18 @@ def test_slow_reads_of_a_sensor_widen_the_uncertainty() -> None:
     quick, slow = sampled(load, 5.0), sampled(load, 5.0, read_s=0.02)
     assert slow[1] > quick[1]
     assert abs(slow[0] - slow[2]) <= slow[1]
+
+
+def test_what_happened_while_nobody_could_look_is_within_the_stated_uncertainty() -> None:
+    # 30 W for half a second that no sample saw, though some saw 30 W before; else 10 W.
+    moments = [at / 20 for at in range(-1, 102) if not 40 < at < 50]
+    samples = tuple(Sample(s, s, {"w": 30.0 if 0.5 < s < 0.7 else 10.0}) for s in moments)
+    watched = Watched(0.0, 5.0, 0.05, samples, ())
+    assert watched.gap == ""
+    joules, uncertainty_j = watched.joules("w")
+    true_j = 10.0 * 5 + 20.0 * 0.2 + 20.0 * 0.45
+    assert abs(joules - true_j) <= uncertainty_j
+    assert uncertainty_j < 1.5 * 20.0 * 0.5  # not uselessly wide
 
 
 @settings(max_examples=20)
