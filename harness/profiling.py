@@ -230,11 +230,12 @@ def profile_subject(
             result = _profile(subject, network, batch_size, config, meter, idle, point, say)
             if len(prepared) > 1:
                 result = replace(result, notes=(*result.notes, _ONE_BY_ONE))
+            found = result.idle if result.idle and result.idle.power_w is not None else None
             if meter is not None and not noted:
                 _note_metering(directory, meter, result, config, say, point)
-                noted = True
+                noted = found is not None
             # Idle power that is measured before and after belongs to one measurement alone.
-            idle = None if TIERS[config.metering.tier].idle_after else result.idle
+            idle = None if TIERS[config.metering.tier].idle_after else found
             _write(directory, precision, batch_size, name, result)
             _tell(directory, key, how, result, say)
 

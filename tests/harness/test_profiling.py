@@ -151,6 +151,23 @@ def test_idle_power_is_measured_once_and_before_and_after_each_to_publish(
     assert "clock_policies" in energy["settings"]["before"]
 
 
+def test_idle_power_that_one_batch_had_no_time_for_is_measured_with_the_next(
+    counter: WallCounter, inputs: Inputs, tmp_path: Path
+) -> None:
+    counter.update_period_s = 0.1  # so that no window of 5 s fits into the second allowed
+
+    def say(line: str) -> None:
+        if line.startswith("profile fp32, batch 2"):
+            counter.update_period_s = 1e-5
+
+    manifest = profiled(inputs, tmp_path / "run", say, batch_sizes=(1, 2))
+    assert any("energy unavailable" in n for n in manifest["profile"]["fp32, batch 1"]["notes"])
+    assert manifest["hardware"]["idle_w"] == pytest.approx(IDLE_W, rel=0.05)
+    rows = CostTable.read(tmp_path / "run/cost.csv").frame
+    assert rows[rows.batch_size == 1].net_energy_mj.isna().all()
+    assert rows[rows.batch_size == 2].net_energy_mj.notna().all()
+
+
 def test_the_layers_are_summed_and_the_residue_is_told(
     counter: WallCounter, inputs: Inputs, tmp_path: Path
 ) -> None:
