@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .idle import Idle
+from .meters.card import CHECK, DIVERGENCE
 from .overhead import of_reading
 from .tiers import Plan
 from .windows import Taken, measured_s, resolved, within
@@ -73,6 +74,8 @@ def summary(
     """
     windows = [window for each in taken.values() for window in each]
     share = [w.reading.overhead_s / w.reading.seconds for w in windows if w.reading.seconds > 0]
+    joules = _sums([window.reading.joules for window in windows]) if tier else {}
+    checks = _sums([window.reading.checks for window in windows])
     return {
         "tier": tier,
         "windows": _fewest(taken) if tier else None,
@@ -83,11 +86,26 @@ def summary(
         "idle_low_w": idle.interval_w[0] if idle.interval_w else None,
         "idle_high_w": idle.interval_w[1] if idle.interval_w else None,
         "overhead": max(share, default=None) if tier else None,
-        "flags": [f"{who}: {flag}" for flag, who in _flags(taken).items()],
-        "joules": _sums([window.reading.joules for window in windows]) if tier else {},
-        "checks": _sums([window.reading.checks for window in windows]),
+        "flags": [f"{who}: {flag}" for flag, who in _flags(taken).items()]
+        + _apart(joules, checks),
+        "joules": joules,
+        "checks": checks,
         "conditions": _conditions(windows),
     }
+
+
+def _apart(joules: Mapping[str, float], checks: Mapping[str, float]) -> list[str]:
+    """That all windows together are another energy to the card's counter than to its power."""
+    counted_j, sampled_j = joules.get("gpu"), checks.get(CHECK)
+    if not counted_j or sampled_j is None:
+        return []
+    apart = abs(sampled_j - counted_j) / counted_j
+    if apart <= DIVERGENCE:
+        return []
+    return [
+        f"all windows together: the energy counter says {counted_j:.4g} J, {CHECK} "
+        f"{sampled_j:.4g} J: they differ by {apart:.0%}"
+    ]
 
 
 def _fewest(taken: Windows) -> int:

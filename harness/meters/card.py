@@ -32,7 +32,8 @@ CHECK = "NVML instant power"
 FEW_LOOKS = "its power is not checked: too few looks at it in a window so short"
 
 _FIELD_POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT, nvml.h
-_LEAST_LOOKS = 12  # samples of power that make a second opinion
+_LEAST_LOOKS = 4  # samples of power that make a second opinion, the two at the edges included
+_SURE_LOOKS = 12  # that flag a window by itself; of fewer only all windows together tell
 _CLOCK_SM, _CLOCK_MEMORY, _SENSOR_GPU = 1, 2, 0  # nvmlClockType_t, nvmlTemperatureSensors_t
 _AMPERE, _VOLTA = 7, 5  # NVML_DEVICE_ARCH_*
 _GA100 = re.compile(r"\b(A100X?|A800|A30X?|CMP 170HX)\b")  # an RTX A1000 is none
@@ -189,7 +190,9 @@ def second_opinion(
     if len(powers) < _LEAST_LOOKS or watched.gap:
         return {}, ()
     sampled_j, uncertain_j = watched.joules("gpu")
-    if joules is None or abs(sampled_j - joules) <= max(DIVERGENCE * joules, uncertain_j):
+    if joules is None or len(powers) < _SURE_LOOKS:
+        return {CHECK: sampled_j}, ()
+    if abs(sampled_j - joules) <= max(DIVERGENCE * joules, uncertain_j):
         return {CHECK: sampled_j}, ()
     return {CHECK: sampled_j}, (
         f"the energy counter of GPU {gpu.index} says {joules:.4g} J, its power sampled "

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from exitbench.harness.energy import Energies, measure_energy
 from exitbench.harness.idle import UNKNOWN, Idle
+from exitbench.harness.meters.card import CHECK
 from exitbench.harness.tiers import TIERS
 from exitbench.harness.timing import Limits
 from fake_counter import Bench, CounterMeter, CounterWindow, timing
@@ -239,6 +240,20 @@ def test_flags_checks_and_conditions_of_the_windows_are_kept_with_the_units() ->
     assert found.summary["conditions"] == {
         "clock_mhz": {"low": 1000.0, "high": 1009.0}, "governor": ["powersave"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("watts", "flagged"), [(105.0, False), (115.0, True)])
+def test_a_second_opinion_of_all_windows_together_is_flagged_beyond_a_tenth(
+    watts: float, flagged: bool
+) -> None:
+    bench = Bench(power_w=100.0, update_period_s=0.001)
+    # Windows of 2 s: the calls that fill one of 1 s and a tenth.
+    meter = CounterMeter(bench, more={"checks": {CHECK: 2 * watts}})
+    flags = energies_of(bench, {"a": 1.0}, meter=meter).summary["flags"]
+    assert bool(flags) is flagged
+    if flagged:
+        assert flags[0].startswith("all windows together: the energy counter says ")
+        assert flags[0].endswith("they differ by 15%")
 
 
 def test_flags_that_differ_in_their_figures_only_are_said_once() -> None:

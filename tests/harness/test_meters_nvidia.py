@@ -159,10 +159,13 @@ def test_the_counter_is_checked_by_instant_power(watts: float, flagged: bool) ->
         assert "they differ by 13%" in reading.flags[0]
 
 
-def test_too_few_looks_are_no_second_opinion() -> None:
-    reading = usable(Card(instant_w=lambda: 900.0)).reading(2)
-    assert (reading.checks, reading.flags) == ({}, ())
-    assert "too few looks" in reading.conditions["gpu_power_check"]
+def test_few_looks_are_kept_but_flag_no_window_and_fewer_are_no_second_opinion() -> None:
+    few = usable(Card(instant_w=lambda: 900.0)).reading(2)
+    assert few.checks == {"NVML instant power": pytest.approx(1800, rel=1e-3)}
+    assert few.flags == ()
+    fewer = usable(Card(instant_w=lambda: 900.0)).reading(0.3)
+    assert (fewer.checks, fewer.flags) == ({}, ())
+    assert "too few looks" in fewer.conditions["gpu_power_check"]
 
 
 @pytest.mark.parametrize(
