@@ -2,8 +2,10 @@
 
     /sys/devices/system/cpu/cpuN/online     1 or 0; cpu0, and what cannot be switched off, has none
 
-The cores with the lowest numbers stay. What made itself a pool of threads before, such as torch,
-keeps it: set the number of cores first, and of threads after it.
+Of the cores that were online those with the lowest numbers stay, and others come only where more
+are asked for: a Jetson TX2 in its default mode keeps its A57 cores, which are cpu0 and cpu3 to
+cpu5, and its other kind stays off. What made itself a pool of threads before, such as torch, keeps
+it: set the number of cores first, and of threads after it.
 """
 
 from __future__ import annotations
@@ -25,9 +27,15 @@ _CPU = re.compile(r"cpu(\d+)")
 
 @dataclass(frozen=True)
 class CoresActuator:
-    """How many of the machine's hardware threads are online; Linux calls each a CPU."""
+    """How many of the machine's hardware threads are online; Linux calls each a CPU.
+
+    Attributes:
+        folder: the kernel's.
+        first: numbers of those that were online when they were found.
+    """
 
     folder: Path
+    first: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -69,7 +77,7 @@ class CoresActuator:
                 f"the number of cores online cannot be {value:g}: it must be a whole number from "
                 f"{levels[0]:g} to {levels[-1]:g}"
             )
-        switchable = sorted(self._online())
+        switchable = sorted(self._online(), key=lambda cpu: (cpu not in self.first, cpu))
         stay = switchable[: int(value) - self._fixed]
         with undoing(self):
             self._switch({cpu: cpu in stay for cpu in switchable})
@@ -132,4 +140,4 @@ def find_cores(root: Path) -> CoresActuator:
         path = actuator.folder / f"cpu{cpu}" / "online"
         if not writable(path):
             raise ClockError(f"no permission to write {path}: {AS_ROOT}")
-    return actuator
+    return CoresActuator(actuator.folder, frozenset(cpu for cpu, on in switchable.items() if on))

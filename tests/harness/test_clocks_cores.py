@@ -35,6 +35,16 @@ def test_the_cores_with_the_lowest_numbers_stay(tmp_path: Path, kernel: Kernel) 
     assert actuator.levels() == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 
+def test_cores_that_are_online_stay_before_others_come(tmp_path: Path, kernel: Kernel) -> None:
+    # A Jetson TX2 in its default mode: cpu1 and cpu2, of another kind, are off.
+    folder = add_cores(tmp_path, 6, offline=(1, 2))
+    actuator = find_cores(tmp_path)
+
+    for count, expected in ((4, [3, 4, 5]), (2, [3]), (4, [3, 4, 5]), (5, [1, 3, 4, 5])):
+        actuator.set(float(count))
+        assert online(folder) == expected
+
+
 def test_cpu0_is_never_touched_even_where_it_could_be(tmp_path: Path, kernel: Kernel) -> None:
     folder = add_cores(tmp_path, 4)
     write_files(folder / "cpu0", online=1)
