@@ -57,6 +57,7 @@ _COUNTS: _Rule = (_each_at_least_one, "at least one whole number, each from 1")
 _SEED: _Rule = (lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 _ABOVE_ZERO: _Rule = (_positive, "a finite number above 0")
 _SECONDS: _Rule = (_not_negative, "a finite number of seconds from 0")
+_DAY_MS = 86_400_000.0  # idle until a later deadline would drown, or overflow, all else
 _CHOICES: _Rule = (
     lambda values: 0 < len(values) == len(set(values)),
     "at least one choice, none of them twice",
@@ -73,7 +74,7 @@ RULES: dict[str, _Rule] = {
     "criteria": _CHOICES,
     "core_num": _COUNT,
     "cpu_freq_level": _COUNT,
-    "deadline_ms": _ABOVE_ZERO,
+    "deadline_ms": (lambda value: 0 < value <= _DAY_MS, "a number above 0, up to a day in ms"),
     "device": (lambda value: bool(_DEVICE.fullmatch(value)), "auto, cpu, cuda or cuda:N"),
     "energy_seconds": _ABOVE_ZERO,
     "epochs": _COUNT,

@@ -207,6 +207,8 @@ RUN = Path("runs/a")
         ),
         (RunConfig(run=RUN, operating_point="800 MHz"), "operating_point is given without a gov"),
         (RunConfig(run=RUN, deadline_ms=3.0), "deadline_ms is given without a governor"),
+        (GovernConfig(run=RUN, deadline_ms=1e308), "deadline_ms is 1e+308; allowed: a number abov"),
+        (GovernConfig(run=RUN, deadline_ms=float("nan")), "deadline_ms is nan; allowed"),
         (
             GovernConfig(run=RUN, governors=("deadline",), operating_point="800 MHz"),
             "operating_point is given, but not the governor fixed, to which it belongs",
