@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 from exitbench.harness.clocks.base import ClockError
@@ -19,7 +20,10 @@ def actuator(card: ClockCard, domain: str = "gpu") -> NvmlActuator:
 
 
 def test_levels_are_the_clocks_that_the_card_lists_at_its_top_memory_clock() -> None:
-    found = actuator(ClockCard(A100))
+    library: Any = lockable_nvml(ClockCard(A100, memory_clocks=(1593, 405)))
+    clocks = {1593: list(range(1410, 209, -15)), 405: [420, 210]}
+    library.nvmlDeviceGetSupportedGraphicsClocks = lambda card, memory: clocks[memory]
+    found = find_nvml("gpu", 0, {}, nvml=library)
 
     assert found.levels() == tuple(float(mhz) for mhz in range(210, 1411, 15))
     assert found.name == f"NVML graphics clock of GPU 0 ({A100})"
@@ -97,12 +101,14 @@ def test_a_card_that_runs_below_its_lock_for_no_reason_is_an_error() -> None:
         actuator(card).set(1410.0)
 
 
-def test_one_step_of_drift_is_no_error() -> None:
+def test_one_step_of_drift_is_no_error_and_two_are() -> None:
     card = ClockCard(A100, runs_mhz=1395)
 
     actuator(card).set(1410.0)
 
     assert card.locks == {"gpu": (1410, 1410)}
+    with pytest.raises(ClockError, match="no effect"):
+        actuator(replace(card, runs_mhz=1380, locks={})).set(1410.0)
 
 
 def test_a_memory_with_one_clock_is_there_already() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from exitbench.harness.calibration import limits
 from exitbench.harness.errors import ExitbenchError
-from exitbench.harness.governed import find_ways, govern_ways, points_text, steer_along
+from exitbench.harness.governed import Ways, find_ways, govern_ways, points_text, steer_along
 from exitbench.harness.governors import GOVERNORS, LiveSteer, make_governor, outlook_of
 from exitbench.harness.policies import EveryExit, Fixed, Full, Policy, Predictive
 from exitbench.harness.predictors import (
@@ -67,6 +67,15 @@ def test_the_costs_of_a_split_by_hand(trace):
     assert found.energy_j == pytest.approx(busy_s * 6 + (3.1 + 3.1 + 0.9 + 0) / 4)
     assert found.points == {"1000 MHz": pytest.approx(1.0)}
     assert found.switches == 0
+
+
+def test_99_of_100_are_counted_over_requests_not_over_kinds_of_them():
+    policy, table = EveryExit(LIMIT, 1), two_points()
+    for late, expected in ((1, 1.1), (2, 4.5)):
+        way_of = np.repeat([0, 1], [150 - late, late])
+        ways = Ways(3, ((1,), (1, 2, 3, 4)), way_of, 1.0, outlook_of(policy))
+        found = govern_ways(ways, make_governor(None, table, outlook=outlook_of(policy)), table)
+        assert found.latency_p99_s == pytest.approx(expected)
 
 
 def test_the_share_of_the_points_is_of_the_busy_time(trace):

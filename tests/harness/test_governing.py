@@ -203,6 +203,26 @@ def test_sources_are_those_of_what_was_used(run):
     assert set(below.energy_source) == set(below.latency_source) == {"modelled"}
 
 
+@pytest.mark.parametrize(("known", "told"), [("measured", "measured"), (None, "modelled")])
+def test_idle_power_is_measured_only_where_the_run_says_so(run, known, told):
+    directory = RunDirectory(run, create=False)
+    hardware = {**directory.manifest["hardware"], "idle_w": 3.0, "idle_source": known}
+    directory.update(hardware=hardware)
+    fixed = plain(governed(run)).loc["fixed"]
+    idle_mj = 3.0 * (fixed.deadline_ms - fixed.latency_ms)
+    assert fixed.energy_mj == pytest.approx(fixed.busy_energy_mj + idle_mj)
+    assert fixed.energy_source == told
+
+
+def test_a_network_on_half_of_the_cpus_saves_less_by_a_lower_clock(run):
+    directory = RunDirectory(run, create=False)
+    directory.update(environment={**directory.environment, "threads": 1, "cores": 2})
+    governed(run)
+    lowest = json.loads((run / "manifest.json").read_text())["govern"]["bench"]["points"][0]
+    # 2 W stay; of the 8 W that follow the clock half are drawn: f V^2 is 0.5 x 0.8^2 there.
+    assert lowest["power_w"] == pytest.approx(7.0 * (2 + 4 * 0.5 * 0.64) / (2 + 4))
+
+
 def test_the_papers_claims_stand_beside_predictive_with_a_governor_only(run):
     said = Said()
     run_govern(config(run), said)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from exitbench.harness.calibration import limits, thresholds
 from exitbench.harness.criteria import CRITERIA
-from exitbench.harness.policies import EveryExit, Full, Policy, Predictive
+from exitbench.harness.policies import EveryExit, Full, Oracle, Policy, Predictive
 from exitbench.harness.predictors import (
     ConstantPredictor,
     ConvolutionPredictor,
@@ -224,6 +224,9 @@ def test_a_steer_is_told_where_a_sample_is_bound_for_and_where_it_leaves(tmp_pat
     # Of several samples the one that goes farthest counts, and the last one ends it.
     assert told(classic, [0, 1]) == [
         ("begin", 0, 1), ("forecast", 1, 2), ("forecast", 2, 3), ("forecast", 3, 4), ("end", 4, 0),
+    ]  # fmt: skip
+    assert told(Oracle(np.array([1, 4])), [0, 1]) == [
+        ("begin", 0, 4), ("forecast", 1, 4), ("end", 4, 0),
     ]  # fmt: skip
     assert told(classic, []) == []
 
