@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from ..profiles.nvml import Gpu, ask, list_gpus, open_nvml
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,36 @@ def policy_words(policies: list[ClockPolicy]) -> Iterator[str]:
         yield f"{span}: governor {governor or 'unknown'}, driver {driver or 'unknown'}, {limits}"
 
 
-def settings(root: Path = Path("/")) -> dict[str, Any]:
-    """What to record beside a measurement that is to be published, as plain values."""
+def settings(root: Path = Path("/"), nvml: ModuleType | None = None) -> dict[str, Any]:
+    """What to record beside a measurement that is to be published, as plain values.
+
+    Args:
+        root: where ``sys`` is found.
+        nvml: what answers as ``pynvml``; the installed one if None.
+    """
+    opened = open_nvml(nvml)
     return {
+        "gpu_driver": opened.library and ask(opened.library, "nvmlSystemGetDriverVersion"),
+        "gpus": [_card(opened.library, gpu) for gpu in list_gpus(opened)],
         "clock_policies": [asdict(policy) for policy in clock_policies(root)],
         "boost": _text(root / "sys/devices/system/cpu/cpufreq/boost"),
         "no_turbo": _text(root / "sys/devices/system/cpu/intel_pstate/no_turbo"),
         "smt_active": _text(root / "sys/devices/system/cpu/smt/active"),
         "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def _card(library: Any, gpu: Gpu) -> dict[str, Any]:
+    """How a card is set; None is what it does not tell."""
+    handle = library.nvmlDeviceGetHandleByIndex(gpu.index)
+    ecc = ask(library, "nvmlDeviceGetEccMode", handle)
+    limit_mw = ask(library, "nvmlDeviceGetEnforcedPowerLimit", handle)
+    return {
+        "index": gpu.index,
+        "name": gpu.name,
+        "persistence_mode": ask(library, "nvmlDeviceGetPersistenceMode", handle),
+        "ecc": None if ecc is None else ecc[0],
+        "power_limit_w": None if limit_mw is None else limit_mw * 1e-3,
     }
 
 

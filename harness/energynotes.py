@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .idle import Idle
+from .meters.base import Reading
 from .meters.card import CHECK, DIVERGENCE
 from .overhead import of_reading
 from .tiers import Plan
@@ -25,6 +26,7 @@ def window_notes(taken: Windows) -> list[str]:
     return [
         *(f"energy unresolved for {who}: {note}" for note, who in unresolved.items()),
         *(f"energy of {who}: {flag}" for flag, who in _flags(taken).items()),
+        *(f"energy: {words}" for words in apart(_readings(taken))),
     ]
 
 
@@ -87,25 +89,30 @@ def summary(
         "idle_high_w": idle.interval_w[1] if idle.interval_w else None,
         "overhead": max(share, default=None) if tier else None,
         "flags": [f"{who}: {flag}" for flag, who in _flags(taken).items()]
-        + _apart(joules, checks),
+        + apart(_readings(taken)),
         "joules": joules,
         "checks": checks,
         "conditions": _conditions(windows),
     }
 
 
-def _apart(joules: Mapping[str, float], checks: Mapping[str, float]) -> list[str]:
-    """That all windows together are another energy to the card's counter than to its power."""
-    counted_j, sampled_j = joules.get("gpu"), checks.get(CHECK)
+def apart(readings: Sequence[Reading]) -> list[str]:
+    """That windows together are another energy to a card's counter than to its power, if so."""
+    counted_j = _sums([reading.joules for reading in readings]).get("gpu")
+    sampled_j = _sums([reading.checks for reading in readings]).get(CHECK)
     if not counted_j or sampled_j is None:
         return []
-    apart = abs(sampled_j - counted_j) / counted_j
-    if apart <= DIVERGENCE:
+    share = abs(sampled_j - counted_j) / counted_j
+    if share <= DIVERGENCE:
         return []
     return [
         f"all windows together: the energy counter says {counted_j:.4g} J, {CHECK} "
-        f"{sampled_j:.4g} J: they differ by {apart:.0%}"
+        f"{sampled_j:.4g} J: they differ by {share:.0%}"
     ]
+
+
+def _readings(taken: Windows) -> list[Reading]:
+    return [window.reading for windows in taken.values() for window in windows]
 
 
 def _fewest(taken: Windows) -> int:

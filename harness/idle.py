@@ -17,6 +17,7 @@ from .timing import median_interval
 
 _WINDOWS = 6  # the least that give a 95% interval
 _SETTLE_SHARE = 0.2  # of the measured time, before it: caches, clocks and fans calm down
+_SETTLE_GPU_S = 5.0  # a card holds its clocks up for some seconds after its work
 _DRIFT = 0.05
 
 Sleep = Callable[[float], None]
@@ -47,7 +48,7 @@ def idle_takes_s(meter: Meter, seconds: float) -> float:
     if getattr(meter, "idle_w", None) is not None or meter.source != "measured":
         return 0.0
     window_s, windows = _windows(meter, seconds)
-    return _SETTLE_SHARE * seconds + windows * window_s
+    return _settle_s(meter, seconds) + windows * window_s
 
 
 def measure_idle(meter: Meter, seconds: float, *, sleep: Sleep = time.sleep) -> Idle:
@@ -72,7 +73,7 @@ def measure_idle(meter: Meter, seconds: float, *, sleep: Sleep = time.sleep) -> 
 
 def _measured(meter: Meter, seconds: float, sleep: Sleep) -> Idle:
     window_s, windows = _windows(meter, seconds)
-    sleep(_SETTLE_SHARE * seconds)
+    sleep(_settle_s(meter, seconds))
     powers: list[float] = []
     notes: list[str] = []
     for _ in range(windows):
@@ -89,6 +90,11 @@ def _measured(meter: Meter, seconds: float, sleep: Sleep) -> Idle:
     if not powers:
         return Idle(note=f"idle power unknown: {notes[0]}")
     return Idle(float(np.median(powers)), "measured", median_interval(powers), note)
+
+
+def _settle_s(meter: Meter, seconds: float) -> float:
+    least_s = _SETTLE_GPU_S if "gpu" in meter.domains else 0.0
+    return max(_SETTLE_SHARE * seconds, least_s)
 
 
 def _windows(meter: Meter, seconds: float) -> tuple[float, int]:

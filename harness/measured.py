@@ -18,7 +18,7 @@ import numpy as np
 
 from .bench import Bench, Live
 from .costs import Prices
-from .energynotes import alike
+from .energynotes import alike, apart
 from .governed import find_ways, govern_ways, points_text
 from .manner import Governing, Manner
 from .meters.base import Source
@@ -157,7 +157,7 @@ def _conditions(passes: Sequence[Pass], manner: Manner) -> dict[str, Any]:
     seconds = sum(reading.seconds for reading in readings)
     spent_s = sum(reading.overhead_s for reading in readings)
     flags = [flag for reading in readings for flag in (*reading.flags, of_reading(reading))]
-    flags.append(manner.idle.note)
+    flags += [*apart(readings), manner.idle.note]
     return {
         "energy_flags": list(dict.fromkeys(alike(flag for flag in flags if flag).values())),
         "energy_conditions": typical([reading.conditions for reading in readings]),

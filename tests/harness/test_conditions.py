@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exitbench.harness.conditions import clock_policies, policy_words, settings
 from fake_clocks import add_policy, add_range_policy
+from fake_machine import Card, fake_nvml
 
 
 def test_policies_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -52,3 +53,25 @@ def test_settings_are_plain_values_for_a_manifest(tmp_path: Path) -> None:
     found = json.loads(json.dumps(settings(tmp_path)))
     assert found["boost"] == "1"
     assert found["clock_policies"][0]["governor"] == "schedutil"
+
+
+def test_how_the_cards_are_set_is_recorded_as_far_as_they_tell(tmp_path: Path) -> None:
+    library = fake_nvml(Card(), Card(uuid="GPU-bbbb-2"))
+    library.nvmlSystemGetDriverVersion = lambda: "580.65"  # type: ignore[attr-defined]
+    library.nvmlDeviceGetPersistenceMode = lambda card: 1  # type: ignore[attr-defined]
+    library.nvmlDeviceGetEccMode = lambda card: [1, 0]  # type: ignore[attr-defined]
+    library.nvmlDeviceGetEnforcedPowerLimit = lambda card: 650_000  # type: ignore[attr-defined]
+    found = settings(tmp_path, library)
+    assert found["gpu_driver"] == "580.65"
+    assert found["gpus"][1] == {
+        "index": 1,
+        "name": "NVIDIA H200",
+        "persistence_mode": 1,
+        "ecc": 1,
+        "power_limit_w": 650.0,
+    }
+
+
+def test_a_machine_without_cards_records_none(tmp_path: Path) -> None:
+    found = settings(tmp_path, fake_nvml(driver=False))
+    assert (found["gpu_driver"], found["gpus"]) == (None, [])

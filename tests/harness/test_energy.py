@@ -115,9 +115,9 @@ def test_how_long_it_takes_is_said_before_it_does() -> None:
         said.append((line, len(bench.windows)))
 
     energies_of(bench, {str(n): 0.001 for n in range(63)}, idle=None, say=say)
-    # 63 units x 5 windows x 5.5 s, the edges, and 6 s of idle
+    # 63 units x 5 windows x 5.5 s, the edges, and 5 s of idle after the 5 s that a card needs
     assert said == [
-        ("energy (quick): 5 windows of 5 s for each of 63 units and 6 s of idle, about 30 min", 0)
+        ("energy (quick): 5 windows of 5 s for each of 63 units and 10 s of idle, about 30 min", 0)
     ]
     energies_of(bench, {"a": 0.001}, tier="standard", say=say)
     assert said[1][0] == (
@@ -159,10 +159,10 @@ def test_a_time_limit_too_short_for_the_counter_is_said_and_nothing_is_measured(
     assert bench.windows == []
     assert {energy.source for energy in found.units.values()} == {"unavailable"}
     assert {energy.total_j for energy in found.units.values()} == {None}
-    # four windows of 5.5 s with 0.2 s at the edges, and a window of 5 s idle after 0.4 s
+    # four windows of 5.5 s with 0.2 s at the edges, and a window of 5 s idle after 5 s
     assert found.notes == [
         "energy unavailable: fake counter updates every 0.1 s, so one window of 5 s for each of 4 "
-        "units and idle power need 28.2 s, but 20 s are allowed; give more with --energy-seconds, "
+        "units and idle power need 32.8 s, but 20 s are allowed; give more with --energy-seconds, "
         "or leave it out"
     ]
     assert found.summary == {"tier": None}

@@ -23,7 +23,10 @@ def test_idle_power_is_read_while_nothing_runs() -> None:
     assert idle.interval_w[0] <= idle.power_w <= idle.interval_w[1]
 
 
-def test_it_waits_before_the_first_window_until_the_machine_has_calmed_down() -> None:
+@pytest.mark.parametrize(("domain", "waits_s"), [("cpu", 1.0), ("gpu", 5.0)])
+def test_it_waits_before_the_first_window_until_the_machine_has_calmed_down(
+    domain: str, waits_s: float
+) -> None:
     bench, events = Bench(100.0, 0.02), []
 
     class Loud(CounterMeter):
@@ -31,8 +34,8 @@ def test_it_waits_before_the_first_window_until_the_machine_has_calmed_down() ->
             events.append(bench.now_s)
             return super().open()
 
-    measure_idle(Loud(bench), 5.0, sleep=bench.sleep)
-    assert events[0] == pytest.approx(1.0)
+    measure_idle(Loud(bench, domains=(domain,)), 5.0, sleep=bench.sleep)
+    assert events[0] == pytest.approx(waits_s)
 
 
 def test_windows_of_a_slow_counter_are_as_wide_as_it_needs() -> None:

@@ -19,6 +19,7 @@ from exitbench.harness.manner import Manner, Windows, plan
 from exitbench.harness.measure import run_settings
 from exitbench.harness.measured import measured_key
 from exitbench.harness.meters.base import Reading
+from exitbench.harness.meters.card import CHECK
 from exitbench.harness.meters.choose import ChosenMeter
 from exitbench.harness.passes import Pass
 from exitbench.harness.rundir import RunDirectory
@@ -211,6 +212,19 @@ def test_what_a_reading_tells_stands_in_the_row(finished: Path, subject: Subject
     assert (throttled, idle) == ("the card was throttled", "the fan was on")
     assert "10.0% of a window, more than 1%" in overhead
     assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+@pytest.mark.parametrize(("check_j", "flagged"), [(2.5, False), (2.9, True)])
+def test_passes_whose_counter_and_power_lie_apart_together_are_flagged(
+    finished: Path, subject: Subject, check_j: float, flagged: bool
+) -> None:
+    machine = machine_of()
+    bench = bench_of(finished, subject, machine, 10, Manner())
+    bench = replace(bench, meter=CounterMeter(machine, more={"checks": {CHECK: check_j}}))
+    (row,) = run_settings(bench, [FULL], 2, 0, silent)
+    # ten requests of 240 mJ in each of two passes, beside 2.5 J (4% more) or 2.9 J (21%)
+    said = "all windows together: the energy counter says 4.8 J, NVML instant power 5.8 J: they "
+    assert row["energy_flags"] == ([f"{said}differ by 21%"] if flagged else [])
 
 
 def test_a_tier_says_how_wide_windows_are_and_how_many(finished: Path, subject: Subject) -> None:
