@@ -137,7 +137,8 @@ def _costs(
     measured, notes = _measured(table, prices, profile, device_class, points)
     top = points[-1]
     base = measured.get(top.name, prices)
-    if base is prices:
+    # Prices of another device follow from its peaks, which are those of its top clock.
+    if base is prices and prices.latency_source == "measured":
         notes.insert(0, TOP_ASSUMED)
     costs = tuple(
         _point(measured[point.name], point, model.power_w(point))

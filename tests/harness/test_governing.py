@@ -15,7 +15,7 @@ from exitbench.harness.configs import GovernConfig, SweepConfig, TraceConfig
 from exitbench.harness.contest import Arena, least_energy
 from exitbench.harness.governed import Governed
 from exitbench.harness.governing import govern, run_govern
-from exitbench.harness.operating import NothingToGovern
+from exitbench.harness.operating import TOP_ASSUMED, NothingToGovern
 from exitbench.harness.rundir import RunDirectory
 from exitbench.harness.sweep import SETTING_COLUMNS
 from exitbench.harness.sweeping import run_sweep
@@ -267,6 +267,8 @@ def test_another_device_is_priced_from_its_peaks_and_nothing_of_it_is_measured(r
     assert set(entries) == {"jetson-tx2", "bench"}
     assert entries["jetson-tx2"]["costs"] == "modelled"
     assert "15 of 15 operating points are modelled" in entries["jetson-tx2"]["model"]
+    assert TOP_ASSUMED in entries["bench"]["model"]
+    assert TOP_ASSUMED not in entries["jetson-tx2"]["model"]  # its peaks are of its top clock
 
 
 def test_what_is_refused_leaves_no_trace(run):
