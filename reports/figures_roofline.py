@@ -224,7 +224,7 @@ def _roof_words(axis: Axes, words: str, roof: Roof, right: float) -> None:
     axis.annotate(
         f"{words}: {figures(roof.value)} {unit}",
         (right, roof.value),
-        xytext=(-2, 3),
+        xytext=(-2, 9),
         textcoords="offset points",
         ha="right",
         fontsize=8.5,
@@ -281,7 +281,8 @@ def _beaten(points: pd.DataFrame, peaks: Mapping[str, Roof], shown: list[str]) -
             what = "assumed peak" if top.assumption else "peak of the profile"
             found.append(
                 f"In {precision} the {what} is beaten by {int(over.sum())} of {len(own)} "
-                "segments: the true peak is higher."
+                "segments: the true peak is higher, or their kernels do with fewer operations than "
+                "are counted (Winograd's convolutions, for one)."
             )
         if memory is None:
             continue
