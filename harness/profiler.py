@@ -103,18 +103,17 @@ def profile(
     batch = len(inputs)
     setting = _setting(prepared, batch)
     setting |= {"operating_point": operating_point, "clock_mhz": clock_mhz}
-    rows = []
-    for part in units:
-        if part != WHOLE:
-            counted = _counts_of(part, counts, forecast_counts)
-            rows.append(
-                {"kind": part[0], "index": part[1], "name": _name(part, counts)}
-                | setting
-                | _count_columns(part, counted, prepared.precision, batch)
-                | _latency_columns(timings[_label(part)], batch)
-                | _energy_columns(energies.units[_label(part)], batch)
-                | {"uncounted": counted.uncounted_text() or None}
-            )
+    rows = [
+        {"kind": part[0], "index": part[1], "name": _name(part, counts)}
+        | setting
+        | _count_columns(part, counted, prepared.precision, batch)
+        | _latency_columns(timings[_label(part)], batch)
+        | _energy_columns(energies.units[_label(part)], batch)
+        | {"uncounted": counted.uncounted_text() or None}
+        for part in units
+        if part != WHOLE
+        for counted in (_counts_of(part, counts, forecast_counts),)
+    ]
     whole = _whole(timings["whole"], energies.units["whole"], rows, batch)
     notes = (*_timing_notes(timings, limits), *energies.notes, *_residue_notes(whole))
     samples = _raw_samples(timings, batch)

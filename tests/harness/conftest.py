@@ -9,6 +9,7 @@ import pytest
 from exitbench.harness.clocks import sysfs
 
 if TYPE_CHECKING:
+    from fake_clocks import Kernel
     from pipeline_fixtures import Inputs
 
 
@@ -22,6 +23,22 @@ def no_clock_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         real(path, text)
 
     monkeypatch.setattr(sysfs, "put_text", put_text)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """What answers to writes below a folder like /sys, as a kernel does."""
+    from fake_clocks import Kernel
+
+    found = Kernel()
+    monkeypatch.setattr(sysfs, "put_text", found.put_text)
+    return found
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """Where a test's clock sessions keep what clocks were."""
+    return tmp_path / "state" / "clocks.json"
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,10 @@ from types import ModuleType
 from typing import Any
 
 from exitbench.harness.clocks import sysfs
+from exitbench.harness.clocks.base import Actuator
+from exitbench.harness.clocks.cores import find_cores
+from exitbench.harness.clocks.cpufreq import find_cpufreq
+from exitbench.harness.clocks.devfreq import find_devfreq
 from fake_machine import Card, NVMLError, fake_nvml
 
 CPU = "sys/devices/system/cpu"
@@ -273,3 +277,15 @@ def lockable_nvml(*cards: ClockCard) -> ModuleType:
     library.nvmlDeviceGetCurrentClocksEventReasons = lambda card: card.limits
     assert isinstance(library, ModuleType)
     return library
+
+
+def small_board(root: Path) -> dict[str, Actuator]:
+    """CPU and GPU clocks, and cores, of a small board."""
+    add_policy(root, 0)
+    add_cores(root, 4)
+    add_devfreq(root, "17000000.gp10b")
+    return {
+        "gpu": find_devfreq(root, "gpu", ("*.gp10b",)),
+        "cpu": find_cpufreq(root),
+        "cores": find_cores(root),
+    }

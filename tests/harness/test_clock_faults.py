@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from exitbench.harness.cli import main
-from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import Actuator, ClockError
 from exitbench.harness.clocks.cores import find_cores
 from exitbench.harness.clocks.cpufreq import find_cpufreq
@@ -43,18 +42,6 @@ from fake_clocks import (
 )  # fmt: skip
 
 NODE = "17000000.gp10b"
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    found = Kernel()
-    monkeypatch.setattr(sysfs, "put_text", found.put_text)
-    return found
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "clocks.json"
 
 
 def board(root: Path) -> dict[str, Actuator]:

@@ -12,24 +12,10 @@ from pathlib import Path
 
 import pytest
 from exitbench.harness.cli import main
-from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import ClockError
 from exitbench.harness.clocks.cpufreq import find_cpufreq
 from exitbench.harness.clocks.session import ClockSession
 from fake_clocks import Kernel, add_cores, add_policy, content
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    found = Kernel()
-    monkeypatch.setattr(sysfs, "put_text", found.put_text)
-    return found
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "clocks.json"
-
 
 PROGRAM = """
 import signal, sys, time

@@ -6,17 +6,9 @@ import errno
 from pathlib import Path
 
 import pytest
-from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import ClockError
 from exitbench.harness.clocks.cores import find_cores
 from fake_clocks import Kernel, add_cores, content, ignore, refuse, write_files
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    found = Kernel()
-    monkeypatch.setattr(sysfs, "put_text", found.put_text)
-    return found
 
 
 def online(folder: Path) -> list[int]:

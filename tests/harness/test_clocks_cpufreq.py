@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import ClockError
 from exitbench.harness.clocks.cpufreq import find_cpufreq, grid
 from fake_clocks import (
@@ -20,13 +19,6 @@ from fake_clocks import (
 )  # fmt: skip
 from hypothesis import given
 from hypothesis import strategies as st
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    found = Kernel()
-    monkeypatch.setattr(sysfs, "put_text", found.put_text)
-    return found
 
 
 def limits(folder: Path) -> tuple[int, int]:

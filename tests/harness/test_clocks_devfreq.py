@@ -6,7 +6,6 @@ import errno
 from pathlib import Path
 
 import pytest
-from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import ClockError
 from exitbench.harness.clocks.devfreq import find_devfreq, find_emc
 from fake_clocks import (
@@ -25,13 +24,6 @@ from fake_clocks import (
 )  # fmt: skip
 
 NODE = "17000000.gp10b"
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    found = Kernel()
-    monkeypatch.setattr(sysfs, "put_text", found.put_text)
-    return found
 
 
 def test_the_level_list_is_the_firmwares(tmp_path: Path) -> None:

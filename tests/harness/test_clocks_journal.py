@@ -10,44 +10,14 @@ from typing import Any
 
 import pytest
 from exitbench.harness.cli import main
-from exitbench.harness.clocks import sysfs
-from exitbench.harness.clocks.base import Actuator, ClockError
-from exitbench.harness.clocks.cores import find_cores
-from exitbench.harness.clocks.cpufreq import find_cpufreq
-from exitbench.harness.clocks.devfreq import find_devfreq
+from exitbench.harness.clocks.base import ClockError
 from exitbench.harness.clocks.journal import boot_id, journal_path
 from exitbench.harness.clocks.session import ClockSession
 from fake_clocks import (
     CPUFREQ,
     Kernel,
-    add_cores,
-    add_devfreq,
-    add_policy,
+    small_board,
 )  # fmt: skip
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    found = Kernel()
-    monkeypatch.setattr(sysfs, "put_text", found.put_text)
-    return found
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "clocks.json"
-
-
-def board(root: Path) -> dict[str, Actuator]:
-    """CPU and GPU clocks, and cores, of a small board."""
-    add_policy(root, 0)
-    add_cores(root, 4)
-    add_devfreq(root, "17000000.gp10b")
-    return {
-        "gpu": find_devfreq(root, "gpu", ("*.gp10b",)),
-        "cpu": find_cpufreq(root),
-        "cores": find_cores(root),
-    }
 
 
 def test_the_journal_is_on_disk_before_the_first_change_of_each_clock(
@@ -58,7 +28,7 @@ def test_the_journal_is_on_disk_before_the_first_change_of_each_clock(
         {each["snapshot"]["kind"] for each in json.loads(journal.read_text())["actuators"]}
     )
 
-    with ClockSession(board(tmp_path), journal=journal) as session:
+    with ClockSession(small_board(tmp_path), journal=journal) as session:
         session.apply({"cpu": 960.0})
         cpu_writes = len(known)
         session.apply({"gpu": 854.25})
@@ -80,14 +50,14 @@ def test_the_journal_is_synced_with_its_folder_before_the_first_change(
     monkeypatch.setattr(os, "fsync", fsync)
     kernel.before_write = lambda count: events.append("change")
 
-    with ClockSession(board(tmp_path), journal=journal) as session:
+    with ClockSession(small_board(tmp_path), journal=journal) as session:
         session.apply({"cpu": 960.0})
 
     assert events[:3] == ["file", "folder", "change"]
 
 
 def test_the_journal_says_who_when_and_what(tmp_path: Path, kernel: Kernel, journal: Path) -> None:
-    with ClockSession(board(tmp_path), journal=journal) as session:
+    with ClockSession(small_board(tmp_path), journal=journal) as session:
         session.apply({"cpu": 960.0})
         content: dict[str, Any] = json.loads(journal.read_text())
 
@@ -127,10 +97,10 @@ def test_a_journal_of_a_killed_process_is_to_be_restored_first(
     journal.write_text(json.dumps(left))
 
     with pytest.raises(ClockError, match=r"process 7, then.*Put them back first: exitbench hard"):
-        ClockSession(board(tmp_path), journal=journal).__enter__()
+        ClockSession(small_board(tmp_path), journal=journal).__enter__()
     # The lock is free again.
     journal.unlink()
-    with ClockSession(board(tmp_path / "again"), journal=journal):
+    with ClockSession(small_board(tmp_path / "again"), journal=journal):
         pass
 
 
@@ -141,14 +111,14 @@ def test_a_journal_from_before_a_reboot_stands_in_nobodys_way(
     journal.parent.mkdir()
     journal.write_text(json.dumps(left))
 
-    with ClockSession(board(tmp_path), journal=journal):
+    with ClockSession(small_board(tmp_path), journal=journal):
         assert not journal.exists()
 
 
 def test_a_disk_too_full_for_the_lock_changes_nothing_and_leaves_no_lock(
     tmp_path: Path, kernel: Kernel, journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    actuators = board(tmp_path)
+    actuators = small_board(tmp_path)
 
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -12,10 +12,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from exitbench.harness.cli import main
 from exitbench.harness.clocks import sysfs
-from exitbench.harness.clocks.base import Actuator, ClockError, LeftChanged
+from exitbench.harness.clocks.base import ClockError, LeftChanged
 from exitbench.harness.clocks.cores import find_cores
 from exitbench.harness.clocks.cpufreq import find_cpufreq
-from exitbench.harness.clocks.devfreq import find_devfreq
 from exitbench.harness.clocks.nvml import find_nvml
 from exitbench.harness.clocks.session import ClockSession
 from exitbench.harness.clocks.simulated import SimulatedActuator
@@ -25,44 +24,20 @@ from fake_clocks import (
     CodedNVMLError,
     Kernel,
     add_cores,
-    add_devfreq,
     add_policy,
     content,
     lockable_nvml,
     refuse_above,
+    small_board,
 )  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    found = Kernel()
-    monkeypatch.setattr(sysfs, "put_text", found.put_text)
-    return found
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "clocks.json"
-
-
-def board(root: Path) -> dict[str, Actuator]:
-    """CPU and GPU clocks, and cores, of a small board."""
-    add_policy(root, 0)
-    add_cores(root, 4)
-    add_devfreq(root, "17000000.gp10b")
-    return {
-        "gpu": find_devfreq(root, "gpu", ("*.gp10b",)),
-        "cpu": find_cpufreq(root),
-        "cores": find_cores(root),
-    }
-
-
 def test_clocks_are_set_within_the_block_and_back_after_it(
     tmp_path: Path, kernel: Kernel, journal: Path
 ) -> None:
-    actuators = board(tmp_path)
+    actuators = small_board(tmp_path)
     before = content(tmp_path)
 
     with ClockSession(actuators, journal=journal) as session:
@@ -76,7 +51,7 @@ def test_clocks_are_set_within_the_block_and_back_after_it(
 
 
 def test_what_is_set_already_costs_nothing(tmp_path: Path, kernel: Kernel, journal: Path) -> None:
-    with ClockSession(board(tmp_path), journal=journal) as session:
+    with ClockSession(small_board(tmp_path), journal=journal) as session:
         session.apply({"cpu": 960.0})
         written = len(kernel.writes)
 
@@ -87,7 +62,7 @@ def test_what_is_set_already_costs_nothing(tmp_path: Path, kernel: Kernel, journ
 def test_a_failing_clock_undoes_those_that_were_set_before_it(
     tmp_path: Path, kernel: Kernel, journal: Path
 ) -> None:
-    actuators = board(tmp_path)
+    actuators = small_board(tmp_path)
     before = content(tmp_path)
     kernel.rules["17000000.gp10b/max_freq"] = refuse_above(10**9)
     kernel.rules["17000000.gp10b/min_freq"] = refuse_above(10**9)
@@ -105,7 +80,7 @@ def test_a_failing_clock_leads_back_to_what_the_session_had_set(
 ) -> None:
     kernel.rules["17000000.gp10b/min_freq"] = refuse_above(10**9)
 
-    with ClockSession(board(tmp_path), journal=journal) as session:
+    with ClockSession(small_board(tmp_path), journal=journal) as session:
         session.apply({"cpu": 960.0, "gpu": 854.25})
         with pytest.raises(ClockError, match="refused"):
             session.apply({"cpu": 2035.2, "gpu": 1122.0})
@@ -126,7 +101,7 @@ def test_what_cannot_be_set_is_refused_before_anything_is_changed(
     tmp_path: Path, kernel: Kernel, journal: Path, values: dict[str, float], words: str
 ) -> None:
     with (
-        ClockSession(board(tmp_path), journal=journal) as session,
+        ClockSession(small_board(tmp_path), journal=journal) as session,
         pytest.raises(ClockError, match=words),
     ):
         session.apply(values)
@@ -170,7 +145,7 @@ def test_clocks_of_cores_that_went_offline_while_changed_come_back_as_they_were(
 def test_one_clock_that_will_not_come_back_does_not_keep_the_others(
     tmp_path: Path, kernel: Kernel, journal: Path
 ) -> None:
-    actuators = board(tmp_path)
+    actuators = small_board(tmp_path)
     before = content(tmp_path)
 
     def leave() -> None:
@@ -190,7 +165,7 @@ def test_an_error_of_the_run_is_told_beside_that_of_the_clocks(
     tmp_path: Path, kernel: Kernel, journal: Path
 ) -> None:
     def leave() -> None:
-        with ClockSession(board(tmp_path), journal=journal) as session:
+        with ClockSession(small_board(tmp_path), journal=journal) as session:
             session.apply({"cpu": 960.0})
             kernel.rules["policy0/scaling_max_freq"] = refuse_above(1000000)
             raise ClockError("the run has failed.")
@@ -228,7 +203,7 @@ def test_simulated_clocks_need_no_journal_and_no_lock(journal: Path) -> None:
 def test_a_session_in_another_thread_works_without_signal_handlers(
     tmp_path: Path, kernel: Kernel, journal: Path
 ) -> None:
-    actuators = board(tmp_path)
+    actuators = small_board(tmp_path)
     before = content(tmp_path)
     found: list[float | None] = []
 
@@ -248,7 +223,7 @@ def test_a_session_in_another_thread_works_without_signal_handlers(
 def test_a_session_that_changes_nothing_writes_no_journal(
     tmp_path: Path, kernel: Kernel, journal: Path
 ) -> None:
-    with ClockSession(board(tmp_path), journal=journal):
+    with ClockSession(small_board(tmp_path), journal=journal):
         pass
 
     assert not journal.exists()
@@ -256,7 +231,7 @@ def test_a_session_that_changes_nothing_writes_no_journal(
 
 
 def test_a_session_is_used_once_and_inside_its_block(tmp_path: Path, journal: Path) -> None:
-    session = ClockSession(board(tmp_path), journal=journal)
+    session = ClockSession(small_board(tmp_path), journal=journal)
 
     with pytest.raises(RuntimeError, match="inside its with block"):
         session.apply({"cpu": 960.0})
@@ -290,7 +265,7 @@ def test_whatever_is_asked_and_refused_everything_is_back_in_the_end(
         journal = root / "state/clocks.json"
         kernel = Kernel()
         patch.setattr(sysfs, "put_text", kernel.put_text)
-        actuators = board(root)
+        actuators = small_board(root)
         before = content(root)
 
         def refuse_some(count: int) -> None:
