@@ -19,7 +19,7 @@ from .governed import Governed, Ways, find_ways, govern_ways
 from .governors import ROUNDING, OperatingTable, make_governor
 from .settings import Setting, make_policy
 from .sweep import Grid, Traces, replay_grid, table
-from .sweeping import setting_of
+from .sweepfile import setting_of
 
 GOVERNED_ROLES = (
     "full", "fixed", "every-exit", "every-exit-best", "predictive", "predictive-table",

@@ -34,8 +34,8 @@ from .scenes import Scene
 from .settings import Setting
 from .subject import Subject, load_subject, thinned
 from .sweep import SETTING_COLUMNS
-from .sweepfile import read_sweep
-from .sweeping import load_traces, prices_for, setting_of
+from .sweepfile import read_sweep, setting_of
+from .sweeping import load_traces, prices_for
 from .tiers import TIERS, Tier
 from .tracing import begin, check_subject, traced_subject
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from .configs import Criterion, Policy, Precision, Predictor
 from .errors import ExitbenchError
 from .rundir import RunDirectory
+from .settings import Setting
 from .sweep import SETTING_COLUMNS
 
 _AGAIN = "Write it again with 'exitbench sweep'."
@@ -73,3 +74,12 @@ def _refuse(path: Path, cells: pd.Series, wrong: pd.Series, right: str) -> None:
             f"{path}, line {row + 2}, column {cells.name}: {cells.iloc[row]!r} is wrong; right is "
             f"{right}. {_AGAIN}"
         )
+
+
+def setting_of(row: pd.Series) -> Setting:
+    """The setting in a row of sweep.csv or comparison.csv."""
+    cells = {name: row[name] for name in SETTING_COLUMNS}
+    values: dict[str, Any] = {n: None if pd.isna(cell) else cell for n, cell in cells.items()}
+    start = values["start_layer"]
+    values["start_layer"] = None if start is None else int(start)
+    return Setting(**values)

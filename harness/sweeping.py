@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pandas as pd
 
@@ -19,8 +19,8 @@ from .meters.base import Source
 from .options import to_plain
 from .rundir import RunDirectory, time_now
 from .scenarios import scenario_rows
-from .settings import Setting
-from .sweep import SETTING_COLUMNS, Grid, Traces, parse_betas, sweep
+from .sweep import Grid, Traces, parse_betas, sweep
+from .sweepfile import setting_of
 from .trace import Trace
 
 Say = Callable[[str], None]
@@ -148,15 +148,6 @@ def priced_device(table: CostTable, prices: Prices) -> str | None:
     )
     named = dict.fromkeys(str(device) for device in frame.loc[own, "device"].dropna())
     return ", ".join(named) or None
-
-
-def setting_of(row: pd.Series) -> Setting:
-    """The setting in a row of sweep.csv or comparison.csv."""
-    cells = {name: row[name] for name in SETTING_COLUMNS}
-    values: dict[str, Any] = {n: None if pd.isna(cell) else cell for n, cell in cells.items()}
-    start = values["start_layer"]
-    values["start_layer"] = None if start is None else int(start)
-    return Setting(**values)
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
