@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -63,3 +64,31 @@ def test_every_relative_link_leads_somewhere(checkout: Path) -> None:
                 if fragment not in map(anchor, re.findall(r"^#+ (.*)$", text, re.MULTILINE)):
                     broken.append(f"{document.relative_to(checkout)}: {target}")
     assert not broken, "\n".join(broken)
+
+
+def rows_of_modules(checkout: Path) -> dict[str, int]:
+    """Modules of ``harness/`` by the row of the design's table, from the bottom up."""
+    text = (checkout / "docs/design.md").read_text(encoding="utf-8")
+    table = text.split("| job | modules |")[1].split("\n\n")[0].splitlines()[2:]
+    names = [re.findall(r"`([a-z_0-9]+)/?`", line.split("|")[2]) for line in table]
+    known = {path.stem for path in (checkout / "harness").iterdir()}
+    # Commands are named in brackets behind their module: `live` (`run`).
+    return {name: row for row, found in enumerate(names) for name in found if name in known}
+
+
+def test_modules_import_from_their_own_row_of_the_design_and_from_rows_above(
+    checkout: Path,
+) -> None:
+    rows = rows_of_modules(checkout)
+    folder = checkout / "harness"
+    modules = {path.stem for path in folder.iterdir() if not path.name.startswith(("__", "py."))}
+    assert modules - set(rows) == set(), "not in docs/design.md"
+    wrong = []
+    for file in folder.rglob("*.py"):
+        parts = file.relative_to(folder).with_suffix("").parts
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == len(parts):
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                tops = {name.split(".")[0] for name in names} & set(rows)
+                wrong += [(parts, top) for top in tops if rows[top] > rows.get(parts[0], 99)]
+    assert wrong == []
