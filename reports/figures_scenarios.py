@@ -35,7 +35,7 @@ def scenarios(view: View) -> Picture | Absent:
     for axis, scene in zip(axes, shown, strict=True):
         _panel(axis, lists[scene], roles, names)
         axis.set_title("continuous" if scene is None else f"every {scene:,g} ms")
-        axis.set_xlabel("energy per hour (kJ)")
+        axis.set_xlabel(_axis_label(rows))
     middle = (len(names) - 1) / 2
     places = [i * (len(names) + 0.5) + middle for i in range(len(roles))]
     axes[0].set_yticks(places, [role_label(role) for role in roles])
@@ -47,6 +47,13 @@ def scenarios(view: View) -> Picture | Absent:
         f"{source_words(rows)}."
     )
     return Picture(figure, TITLE, alt, _caption(rows, len(scenes(rows)) - len(shown)))
+
+
+def _axis_label(rows: pd.DataFrame) -> str:
+    """What the axis shows, and where its values come from: on a second line where that is long."""
+    words = source_words(rows).removeprefix("energy ")
+    gap = " " if len(words) < 20 else "\n"
+    return f"energy per hour (kJ,{gap}{words})"
 
 
 def source_words(rows: pd.DataFrame) -> str:

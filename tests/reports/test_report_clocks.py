@@ -301,6 +301,7 @@ def test_bars_of_a_schedule_end_at_the_energy_of_an_hour(view: View) -> None:
     shown = rows[~rows.role.isin(("oracle", "perfect-predictor"))]
     assert {round(1e-3 * energy, 6) for energy in shown.energy_per_hour_j} <= ends
     assert "energy modelled" in picture.caption
+    assert {axis.get_xlabel() for axis in picture.figure.axes} == {"energy per hour (kJ, modelled)"}
 
 
 def test_a_schedule_without_power_is_absent(make_run: MakeRun) -> None:
