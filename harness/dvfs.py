@@ -195,7 +195,7 @@ def points_of(profile: Profile, device_class: str) -> tuple[Point, ...]:
     }
     found: dict[tuple[float, float, float], Point] = {}
     for mhz in profile.clocks[device_class].levels:
-        point = Point(f"{mhz:.10g} MHz", {**highest, device_class: mhz}, mhz / top)
+        point = Point(level_name(mhz), {**highest, device_class: mhz}, mhz / top)
         found[point._setting] = point
     for each in named:
         point = _named(each, highest, device_class)
@@ -205,6 +205,11 @@ def points_of(profile: Profile, device_class: str) -> tuple[Point, ...]:
         else:
             found[point._setting] = _with_what_is_stated(known, point)
     return tuple(found[setting] for setting in sorted(found))
+
+
+def level_name(mhz: float) -> str:
+    """The name of a point that is a level of its clock."""
+    return f"{mhz:.10g} MHz"
 
 
 def find_point(profile: Profile, device_class: str, name: str) -> Point:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
         f"{key} ({first.get(key)} and {second.get(key)})"
         for key in IDENTITY
         if first.get(key) != second.get(key)
+    ]
+
+
+def other_machine(
+    known: Mapping[str, Any], gpu: str | None = None, root: Path = Path("/")
+) -> list[str]:
+    """In what the machine of a run differs from this one, as far as is seen without torch.
+
+    Args:
+        known: environment of the run.
+        gpu: name of the card that the run's would be here; None: it is not looked at.
+        root: where ``proc`` is found.
+    """
+    here = {"machine": platform.machine(), "cpu": cpu_model(root)}
+    there = {key: known.get(key) for key in here}
+    if gpu is not None:
+        # Older drivers leave the maker out of one of the two names.
+        here["gpu"] = gpu.removeprefix("NVIDIA ")
+        there["gpu"] = str(known.get("gpu")).removeprefix("NVIDIA ")
+    return [
+        f"{key} ({there[key]} and {value})" for key, value in here.items() if there[key] != value
     ]
 
 

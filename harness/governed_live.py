@@ -19,8 +19,10 @@ from .environment import working_share
 from .errors import ExitbenchError
 from .governors import Constant, make_governor, outlook_of
 from .hardware import hardware_profile
+from .levels import LevelList, elsewhere, levels_here
 from .manner import Governing
-from .operating import operating_table
+from .operating import levels_told, operating_table
+from .pointcosts import OperatingTable
 from .policies import Full
 from .rundir import RunDirectory
 from .subject import Subject
@@ -54,22 +56,12 @@ def governed(
             table, prices, profile, device_class, busy=busy, points=points,
             idle_w=known.get("idle_w"), idle_source=known.get("idle_source") or "modelled",
         )  # fmt: skip
-        deadline_s = None if config.deadline_ms is None else config.deadline_ms * 1e-3
-        assert config.governor is not None
-        point = config.operating_point
-        if config.governor == "fixed":
-            # Its point is that of the network, whatever the policy.
-            made = make_governor(
-                "fixed", costs, deadline_s, outlook=outlook_of(Full(costs.exits)),
-                operating_point=point,
-            )  # fmt: skip
-            assert isinstance(made, Constant)
-            point = costs.points[made.point].name
-        allowed_s = costs.full_s if deadline_s is None else deadline_s
-        return Governing(config.governor, costs, allowed_s, point, session)
+        return _governing(config, costs, session)
 
     if config.clocks == "simulated":
-        yield lambda prices: governing(prices, None, None)
+        levels = _levels(directory, profile, str(subject.device), config, files)
+        profile, points = levels.profile, levels.points(device_class)
+        yield lambda prices: _told(governing(prices, points, None), levels)
         return
     with with_remedy():
         actuators = find_actuators(profile, str(subject.device), simulated=False, root=files.root)
@@ -79,6 +71,24 @@ def governed(
         with with_remedy():
             session.apply(settable[-1].clock_mhz)  # says at once whether clocks may be set
         yield lambda prices: governing(prices, settable, session)
+
+
+def _governing(
+    config: RunConfig, costs: OperatingTable, session: ClockSession | None
+) -> Governing:
+    deadline_s = None if config.deadline_ms is None else config.deadline_ms * 1e-3
+    assert config.governor is not None
+    point = config.operating_point
+    if config.governor == "fixed":
+        # Its point is that of the network, whatever the policy.
+        made = make_governor(
+            "fixed", costs, deadline_s, outlook=outlook_of(Full(costs.exits)),
+            operating_point=point,
+        )  # fmt: skip
+        assert isinstance(made, Constant)
+        point = costs.points[made.point].name
+    allowed_s = costs.full_s if deadline_s is None else deadline_s
+    return Governing(config.governor, costs, allowed_s, point, session)
 
 
 def check_governed(
@@ -131,6 +141,26 @@ def settable_points(
     return tuple(
         sorted((*points, *named), key=lambda point: (point.f_ratio, point.memory_ratio))
     )
+
+
+def _levels(
+    directory: RunDirectory, profile: Profile, device: str, config: RunConfig, files: ClockFiles
+) -> LevelList:
+    """The levels of simulated clocks: those of the device, if it is the run's own."""
+    known = directory.manifest.get("hardware", {})
+    own = known.get("profile")
+    if own is None:  # of a run that does not say, it is what would be detected
+        detected = hardware_profile("auto", device).profile
+        own = None if detected is None else detected.name
+    if profile.name != own:
+        return elsewhere(profile)
+    measured = [name for _, _, name in CostTable.read(directory.cost).settings()]
+    keep = [*measured, *filter(None, [config.operating_point])]
+    return levels_here(profile, directory.environment, keep, root=files.root)
+
+
+def _told(governing: Governing, levels: LevelList) -> Governing:
+    return replace(governing, levels=levels_told(levels, governing.table)[1])
 
 
 def _profile(directory: RunDirectory, asked: str, device: str) -> Profile:

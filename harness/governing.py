@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -21,9 +23,9 @@ from .dvfs_errors import model_error_share, model_error_words
 from .environment import working_share
 from .governed import points_text
 from .governors import OperatingTable
-from .hardware import hardware_profile
+from .levels import LevelList, elsewhere, levels_here, run_profile
 from .meters.base import Source, weakest
-from .operating import DEFAULT, NothingToGovern, operating_table
+from .operating import DEFAULT, NothingToGovern, levels_told, operating_table
 from .options import to_plain
 from .roofline import device_class_of, price_elsewhere
 from .rundir import RunDirectory, time_now
@@ -49,19 +51,25 @@ class Device:
         busy: share of its cores at work.
         idle_w: watts of the waiting device; None: those of its profile.
         table: costs at batch size 1.
+        levels: its profile with the clock levels in force, and where they come from.
         notes: what was assumed, as sentences.
         left_out: which precisions were left out and why.
     """
 
-    profile: Profile
     device_class: str
     own: bool
     busy: float
     idle_w: float | None
     idle_source: Source
     table: CostTable
+    levels: LevelList
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @property
+    def profile(self) -> Profile:
+        """Its hardware profile."""
+        return self.levels.profile
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,16 @@ class Priced:
     deadline_s: float
 
 
-def run_govern(config: GovernConfig, say: Say) -> None:
+def run_govern(
+    config: GovernConfig, say: Say, *, root: Path = Path("/"), nvml: ModuleType | None = None
+) -> None:
     """Compare policies under governors, and write governed-HARDWARE.csv.
+
+    Args:
+        config: what to compare, and on which device.
+        say: takes one line.
+        root: where ``proc`` and ``sys`` are found.
+        nvml: what answers as ``pynvml``; the installed one if None.
 
     Raises:
         ExitbenchError: traces or costs are missing, nothing is known of the device's clocks, or a
@@ -83,7 +99,7 @@ def run_govern(config: GovernConfig, say: Say) -> None:
     """
     directory = RunDirectory(config.run, create=False)
     where, started = directory.environment, time_now()
-    device, priced = _prepare(directory, config)
+    device, priced = _prepare(directory, config, root, nvml)
     rows = _compare(device, priced, config, say)
     # Only now: what is refused must not look like what made the table.
     directory.begin("govern", to_plain(config), where, started)
@@ -91,21 +107,31 @@ def run_govern(config: GovernConfig, say: Say) -> None:
     directory.finish("govern")
 
 
-def govern(directory: RunDirectory, config: GovernConfig, say: Say) -> None:
+def govern(
+    directory: RunDirectory,
+    config: GovernConfig,
+    say: Say,
+    *,
+    root: Path = Path("/"),
+    nvml: ModuleType | None = None,
+) -> None:
     """The same as a part of another command, which has begun on the directory already.
 
     Raises:
         NothingToGovern: nothing is known of the device's clocks, or of single samples on it.
         ExitbenchError: as ``run_govern``.
     """
-    device, priced = _prepare(directory, config)
+    device, priced = _prepare(directory, config, root, nvml)
     _keep(directory, device, priced, _compare(device, priced, config, say), say)
 
 
-def _prepare(directory: RunDirectory, config: GovernConfig) -> tuple[Device, dict[str, Priced]]:
+def _prepare(
+    directory: RunDirectory, config: GovernConfig, root: Path, nvml: ModuleType | None
+) -> tuple[Device, dict[str, Priced]]:
     check_criteria(config.criteria)
     precisions = traced_precisions(directory, config.precisions)
-    device = device_of(directory, config.hardware, precisions)
+    keep = [] if config.operating_point is None else [config.operating_point]
+    device = device_of(directory, config.hardware, precisions, keep, root=root, nvml=nvml)
     have = [name for name, size, point in device.table.settings() if (size, point) == (1, DEFAULT)]
     if missing := [name for name in precisions if name not in have and device.own]:
         raise NothingToGovern(
@@ -118,7 +144,8 @@ def _prepare(directory: RunDirectory, config: GovernConfig) -> tuple[Device, dic
         prices = prices_for(device.table, traces, 1)
         points = operating_table(
             device.table, prices, device.profile, device.device_class,
-            busy=device.busy, idle_w=device.idle_w, idle_source=device.idle_source,
+            busy=device.busy, points=device.levels.points(device.device_class),
+            idle_w=device.idle_w, idle_source=device.idle_source,
         )  # fmt: skip
         if config.operating_point is not None:
             points.index(config.operating_point)  # refuses an unknown one early
@@ -128,11 +155,22 @@ def _prepare(directory: RunDirectory, config: GovernConfig) -> tuple[Device, dic
     return device, priced
 
 
-def device_of(directory: RunDirectory, asked: str, precisions: Sequence[str]) -> Device:
+def device_of(
+    directory: RunDirectory,
+    asked: str,
+    precisions: Sequence[str],
+    keep: Sequence[str] = (),
+    *,
+    root: Path = Path("/"),
+    nvml: ModuleType | None = None,
+) -> Device:
     """The device that ``asked`` names, with the costs of the network on it.
 
     Args:
         asked: ``auto`` for the one of the cost table, a shipped profile's name, or a TOML file.
+        keep: names of clock levels that are wanted in any case, beside those that were measured.
+        root: where ``proc`` and ``sys`` are found.
+        nvml: what answers as ``pynvml``; the installed one if None.
 
     Raises:
         NothingToGovern: no hardware profile is known of the run.
@@ -141,15 +179,15 @@ def device_of(directory: RunDirectory, asked: str, precisions: Sequence[str]) ->
     table = CostTable.read(directory.cost)
     known = directory.manifest.get("hardware", {})
     where = directory.environment
-    profile = _own_profile(known, str(where.get("device", "cpu")))
+    profile = run_profile(known, str(where.get("device", "cpu")))
     if asked != "auto":
         wanted = load_profile(asked)
         if profile is None or wanted.name != profile.name:
             device_class = device_class_of(wanted)
-            elsewhere = price_elsewhere(table, wanted, device_class, precisions)
+            priced = price_elsewhere(table, wanted, device_class, precisions)
             return Device(
-                wanted, device_class, False, 1.0, None, "modelled", elsewhere.table,
-                elsewhere.notes, elsewhere.left_out,
+                device_class, False, 1.0, None, "modelled", priced.table, elsewhere(wanted),
+                priced.notes, priced.left_out,
             )  # fmt: skip
         profile = wanted
     if profile is None:
@@ -161,18 +199,11 @@ def device_of(directory: RunDirectory, asked: str, precisions: Sequence[str]) ->
     if device_class == "cpu" and where.get("threads"):
         # An older manifest has no "processors"; "cores" are those that its process could use.
         busy = working_share(where["threads"], where.get("processors") or where.get("cores"))
+    measured = [name for _, _, name in table.settings()]
     return Device(
-        profile, device_class, True, busy, known.get("idle_w"),
-        known.get("idle_source") or "modelled", table,
+        device_class, True, busy, known.get("idle_w"), known.get("idle_source") or "modelled",
+        table, levels_here(profile, where, [*keep, *measured], root=root, nvml=nvml),
     )  # fmt: skip
-
-
-def _own_profile(known: Mapping[str, Any], device: str) -> Profile | None:
-    """The profile that the run was priced with; detected where the run does not say."""
-    asked = known.get("asked", "auto")
-    if asked == "auto" and known.get("profile"):
-        asked = str(known["profile"])
-    return hardware_profile(asked, device).profile
 
 
 def _compare(
@@ -246,9 +277,10 @@ def _keep(
     for note in device.left_out:
         say(f"govern {name}: {note}")
     for precision, each in priced.items():
+        _, levels = levels_told(device.levels, each.points)
         say(
-            f"govern {name} {precision}: {len(each.points.points)} operating points, deadline "
-            f"{each.deadline_s * 1e3:.4g} ms, times at the top clock {entry['costs']}"
+            f"govern {name} {precision}: {len(each.points.points)} operating points ({levels}), "
+            f"deadline {each.deadline_s * 1e3:.4g} ms, times at the top clock {entry['costs']}"
         )
         if each.points.switch_s >= each.deadline_s:
             say(
@@ -266,7 +298,9 @@ def _keep(
 def _entry(device: Device, priced: Mapping[str, Priced]) -> dict[str, Any]:
     """What the manifest keeps beside the table."""
     first = next(iter(priced.values())).points
-    notes = [*device.notes, *device.left_out]
+    levels, levels_words = levels_told(device.levels, first)
+    why = device.levels.notes if levels != "measured" else ()
+    notes = [*why, *device.notes, *device.left_out]
     notes += [note for each in priced.values() for note in each.points.notes]
     modelled = [p.name for p in first.points if p.latency_source != "measured"]
     words = [f"{len(modelled)} of {len(first.points)} operating points are modelled", *notes]
@@ -275,6 +309,8 @@ def _entry(device: Device, priced: Mapping[str, Priced]) -> dict[str, Any]:
         "description": device.profile.description,
         "device_class": device.device_class,
         "costs": weakest(each.prices.latency_source for each in priced.values()),
+        "levels": levels,
+        "levels_words": levels_words,
         "points": [
             {
                 "name": point.name,

@@ -230,6 +230,9 @@ def _announce(todo: Sequence[tuple[Bench, list[Setting]]], config: RunConfig, sa
     manner = todo[0][0].manner
     if manner.simulated:
         say("run: clocks are simulated: no clock is changed, time and energy are modelled")
+        if manner.governing is not None:
+            count = len(manner.governing.table.points)
+            say(f"run: {count} operating points ({manner.governing.levels})")
         say(f"run: {model_error_words()}")
     if manner.scene.period_s is None or manner.simulated:
         return

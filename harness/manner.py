@@ -25,6 +25,7 @@ class Governing:
         deadline_s: time allowed per request.
         operating_point: of the governor ``fixed``, else None.
         session: sets the clocks; None simulates, and prices time and energy by the table.
+        levels: where the clock levels come from, in words; empty where clocks are set.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Governing:
     deadline_s: float
     operating_point: str | None = None
     session: Session | None = None
+    levels: str = ""
 
     @property
     def clocks(self) -> str:

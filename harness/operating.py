@@ -17,6 +17,7 @@ from ..profiles.schema import Profile
 from .costs import CostTable, Prices
 from .dvfs import Dvfs, Point, dvfs_of, find_point, points_of
 from .errors import ExitbenchError
+from .levels import LevelList
 from .meters.base import Source, weakest
 from .pointcosts import OperatingTable, PointCosts
 
@@ -24,6 +25,8 @@ DEFAULT = "default"
 TOP_ASSUMED = (
     "the clocks of the cost table's rows 'default' are not known; they are taken for the top clock"
 )
+
+MEASURED_LEVELS = "levels measured in the cost table: the profile does not list them"
 
 
 class NothingToGovern(ExitbenchError):
@@ -49,7 +52,7 @@ def operating_table(
         profile: hardware profile of the device.
         device_class: ``cpu`` or ``gpu``.
         busy: share of the device's cores that the network keeps busy.
-        points: those that can be set; all that the profile knows if None.
+        points: those that can be set; all that the profile knows if None, or those measured.
         idle_w: watts of the waiting device; those of the profile if None.
         idle_source: where ``idle_w`` comes from.
 
@@ -58,8 +61,11 @@ def operating_table(
         ExitbenchError: the prices are of another batch size, or lack latencies.
     """
     _check(table, prices)
+    read: tuple[str, ...] = ()
     if points is None:
-        points = _own_points(table, prices, profile, device_class)
+        points = points_of(profile, device_class)
+        if own := _measured_levels(table, prices, profile, device_class, points):
+            points, read = own, (MEASURED_LEVELS,)
     model = _model(profile, device_class, busy, points)
     costs, notes = _costs(table, prices, profile, device_class, points, model)
     return OperatingTable(
@@ -67,9 +73,16 @@ def operating_table(
         model.idle_w if idle_w is None else idle_w,
         model.switch_s,
         "modelled" if idle_w is None else idle_source,
-        (*notes, *model.assumptions),
+        (*read, *notes, *model.assumptions),
         _aliases(profile, device_class, points),
     )
+
+
+def levels_told(levels: LevelList, table: OperatingTable) -> tuple[str, str]:
+    """Where a table's clock levels are from, ``device``, ``profile`` or ``measured``; in words."""
+    if MEASURED_LEVELS in table.notes:
+        return "measured", MEASURED_LEVELS
+    return levels.source, levels.words
 
 
 def _model(
@@ -98,15 +111,18 @@ def _aliases(
     return {name: own for name, own in named.items() if own is not None and own != name}
 
 
-def _own_points(
-    table: CostTable, prices: Prices, profile: Profile, device_class: str
+def _measured_levels(
+    table: CostTable,
+    prices: Prices,
+    profile: Profile,
+    device_class: str,
+    listed: Sequence[Point],
 ) -> tuple[Point, ...]:
-    """The points of the profile; those that were measured where they are no levels of it.
+    """The points that were measured, where they are no levels of the profile; else none.
 
     A profile's levels are a fallback: two or more measured ones that it does not have show that
     the device has a list of its own.
     """
-    listed = points_of(profile, device_class)
     frame = table.frame
     rows = frame[
         (frame["precision"] == prices.precision)
@@ -117,7 +133,7 @@ def _own_points(
     clocks = dict(zip(rows["operating_point"].astype(str), rows["clock_mhz"], strict=True))
     strange = [name for name in clocks if _placed(name, profile, device_class, listed) is None]
     if not strange or len(clocks) < 2:
-        return listed
+        return ()
     top = max(clocks.values())
     return tuple(
         Point(name, {device_class: mhz}, mhz / top)

@@ -111,33 +111,12 @@ def survey_actuators(
     Raises:
         ExitbenchError: the device is of no known kind.
     """
-    index = cuda_index(device)
-    clocks = {} if profile is None else profile.clocks
-
-    def card(domain: Domain) -> Actuator:
-        if index is None:
-            raise ClockError("the run is on the CPU, which leaves the clocks of a card alone")
-        variables = os.environ if environ is None else environ
-        return find_nvml(domain, index, variables, uuid=cuda_uuid(index), nvml=nvml)
-
-    def clock(domain: Domain) -> Actuator:
-        known = clocks.get(domain, ClockDomain())
-        if known.actuator == "none":
-            raise ClockError(f"the hardware profile says that nothing sets it{_because(known)}")
-        if domain == "cpu":
-            step = None if known.step_mhz is None else known.step_mhz.value
-            return find_cpufreq(root, grid_mhz=step)
-        if known.actuator != "devfreq":
-            return card(domain)
-        switch_s = None if known.switch_ms is None else known.switch_ms.value * 1e-3
-        if domain == "memory" and known.nodes in ((), (EMC_NODE,)):
-            return find_emc(root, fallback=known.levels, switch_s=switch_s)
-        return find_devfreq(root, domain, known.nodes, switch_s=switch_s)
-
+    cuda_index(device)  # refuses an unknown one
+    place = _Place(profile, device, root, nvml, environ, cuda_uuid)
     finders: dict[Domain, Callable[[], Actuator]] = {
-        "cpu": lambda: clock("cpu"),
-        "gpu": lambda: clock("gpu"),
-        "memory": lambda: clock("memory"),
+        "cpu": lambda: place.find("cpu"),
+        "gpu": lambda: place.find("gpu"),
+        "memory": lambda: place.find("memory"),
         "cores": lambda: find_cores(root),
     }
     survey = Survey({}, {})
@@ -147,6 +126,64 @@ def survey_actuators(
         except ClockError as error:
             survey.missing[domain] = str(error)
     return survey
+
+
+def see_clock(
+    profile: Profile | None,
+    device: str,
+    *,
+    root: Path = Path("/"),
+    nvml: ModuleType | None = None,
+    environ: Mapping[str, str] | None = None,
+    cuda_uuid: Callable[[int], str | None] = torch_uuid,
+) -> Actuator:
+    """The own clock of ``device``, to read its levels: nobody needs a permission for that.
+
+    Args:
+        as those of ``find_actuators``.
+
+    Raises:
+        ClockError: this machine does not show it, and why.
+        ExitbenchError: the device is of no known kind.
+    """
+    own: Domain = "cpu" if cuda_index(device) is None else "gpu"
+    return _Place(profile, device, root, nvml, environ, cuda_uuid).find(own, to_set=False)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the clocks of a run are looked for; as the arguments of ``find_actuators``."""
+
+    profile: Profile | None
+    device: str
+    root: Path
+    nvml: ModuleType | None
+    environ: Mapping[str, str] | None
+    cuda_uuid: Callable[[int], str | None]
+
+    def find(self, domain: Domain, *, to_set: bool = True) -> Actuator:
+        """One clock; ``to_set``: refuse what this process may not write."""
+        clocks = {} if self.profile is None else self.profile.clocks
+        known, root = clocks.get(domain, ClockDomain()), self.root
+        if known.actuator == "none":
+            raise ClockError(f"the hardware profile says that nothing sets it{_because(known)}")
+        if domain == "cpu":
+            step = None if known.step_mhz is None else known.step_mhz.value
+            return find_cpufreq(root, grid_mhz=step, to_set=to_set)
+        if known.actuator != "devfreq":
+            return self._card(domain)
+        switch_s = None if known.switch_ms is None else known.switch_ms.value * 1e-3
+        if domain == "memory" and known.nodes in ((), (EMC_NODE,)):
+            return find_emc(root, fallback=known.levels, switch_s=switch_s)
+        return find_devfreq(root, domain, known.nodes, switch_s=switch_s, to_set=to_set)
+
+    def _card(self, domain: Domain) -> Actuator:
+        index = cuda_index(self.device)
+        if index is None:
+            raise ClockError("the run is on the CPU, which leaves the clocks of a card alone")
+        variables = os.environ if self.environ is None else self.environ
+        uuid = self.cuda_uuid(index)
+        return find_nvml(domain, index, variables, uuid=uuid, nvml=self.nvml)
 
 
 def level(actuator: Actuator, number: int) -> float:

@@ -194,15 +194,18 @@ def grid(low_mhz: float, high_mhz: float, step_mhz: float) -> tuple[float, ...]:
     return tuple(sorted({low_mhz, *between, high_mhz}))
 
 
-def find_cpufreq(root: Path, *, grid_mhz: float | None = None) -> CpufreqActuator:
+def find_cpufreq(
+    root: Path, *, grid_mhz: float | None = None, to_set: bool = True
+) -> CpufreqActuator:
     """The CPU clock of this machine.
 
     Args:
         root: where ``sys`` is found.
         grid_mhz: distance of levels where the driver lists none.
+        to_set: refuse what this process may not write; else its levels are all that is wanted.
 
     Raises:
-        ClockError: it cannot be set here, and why.
+        ClockError: it cannot be set here, or is not seen, and why.
     """
     folder = root / FOLDER
     found = sorted(
@@ -219,7 +222,7 @@ def find_cpufreq(root: Path, *, grid_mhz: float | None = None) -> CpufreqActuato
     for policy in policies:
         if not policy.levels:
             raise ClockError(f"{policy.folder} tells no levels")
-        for name in (policy.limits.low, policy.limits.high):
+        for name in (policy.limits.low, policy.limits.high) if to_set else ():
             if not writable(policy.folder / name):
                 raise ClockError(f"no permission to write {policy.folder / name}: {AS_ROOT}")
     return CpufreqActuator(policies)

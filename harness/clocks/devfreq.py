@@ -238,7 +238,12 @@ def settled(clock: Path, wanted: int, settle_s: float, sleep: Sleep) -> int:
 
 
 def find_devfreq(
-    root: Path, domain: Domain, nodes: Sequence[str], *, switch_s: float | None = None
+    root: Path,
+    domain: Domain,
+    nodes: Sequence[str],
+    *,
+    switch_s: float | None = None,
+    to_set: bool = True,
 ) -> DevfreqActuator:
     """The devfreq node of a clock.
 
@@ -247,9 +252,10 @@ def find_devfreq(
         domain: ``gpu`` or ``memory``.
         nodes: shell patterns of node names; the first that fits any node counts.
         switch_s: time until a clock is in force, where known.
+        to_set: refuse what this process may not write; else its levels are all that is wanted.
 
     Raises:
-        ClockError: it cannot be set here, and why.
+        ClockError: it cannot be set here, or is not seen, and why.
     """
     folder = root / FOLDER
     present = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -274,7 +280,8 @@ def find_devfreq(
     actuator = DevfreqActuator(found[0], domain, settle_s)
     if not actuator.levels():
         raise ClockError(f"{found[0]} lists no frequencies")
-    _check_writable(found[0], (actuator.limits.low, actuator.limits.high))
+    if to_set:
+        _check_writable(found[0], (actuator.limits.low, actuator.limits.high))
     return actuator
 
 
