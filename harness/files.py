@@ -73,6 +73,8 @@ def read_json(path: Path) -> Any:
         raise ExitbenchError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ExitbenchError(f"{path} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ExitbenchError(f"{path} is nested too deep to read") from error
 
 
 def sha256(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 import tomllib
 import types
 from collections.abc import Mapping
@@ -84,6 +84,8 @@ def _toml(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ExitbenchError(f"--config: {path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ExitbenchError(f"--config: {path} is nested too deep to read") from error
 
 
 def _manifest(path: Path, command: str) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def _number(value: Any) -> bool:
 _SCALARS: dict[Any, tuple[Any, str]] = {
     bool: (lambda v: isinstance(v, bool), "true or false"),
     int: (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
-    float: (lambda v: _number(v) and math.isfinite(v), "a finite number"),
+    float: (lambda v: _number(v) and abs(v) <= sys.float_info.max, "a finite number"),
     str: (lambda v: isinstance(v, str), "text in quotes"),
     Path: (lambda v: isinstance(v, str | Path) and str(v) != "", "a path in quotes"),
 }

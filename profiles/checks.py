@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,7 +195,7 @@ def figure(value: Check) -> Check:
 def is_positive(value: Any) -> bool:
     """Whether ``value`` is a finite number above 0."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
+    return number and 0 < value <= sys.float_info.max  # a whole number may be beyond any float
 
 
 def _join(key: str, name: str) -> str:

@@ -53,8 +53,10 @@ def _read(path: Path) -> Profile:
         raise ExitbenchError(f"cannot read hardware profile {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ExitbenchError(f"hardware profile {path} is not UTF-8 text: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # bad TOML, or a number with too many digits to read
         raise ExitbenchError(f"hardware profile {path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ExitbenchError(f"hardware profile {path} is nested too deep to read") from error
     faults = faults_of(raw)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"

@@ -90,6 +90,7 @@ def test_numbers_and_single_values_are_understood_as_lists_of_texts() -> None:
         ({"epochs": 2.5}, "epochs is 2.5; allowed: a whole number"),
         ({"epochs": None}, "epochs is None; allowed: a whole number"),
         ({"width": float("nan")}, "width is nan; allowed: a finite number"),
+        ({"width": 10**400}, "allowed: a finite number"),
         ({"resume": 1}, "resume is 1; allowed: true or false"),
         ({"init": ""}, "init is ''; allowed: a path in quotes"),
         ({"mode": "heads"}, "mode is 'heads'; allowed: normal, original, exits, joint"),

@@ -309,6 +309,19 @@ def test_a_file_that_is_no_toml_is_told_with_the_place(tmp_path: Path) -> None:
     assert "line 1" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GOOD.replace("65.5", "1" + "0" * 400), "power.cpu.active_w.value = 1000"),
+        (GOOD.replace("65.5", "1" + "0" * 5000), "is not valid TOML"),
+        ("x = " + "[" * 5000 + "]" * 5000, "nested too deep"),
+    ],
+    ids=["beyond any float", "too many digits", "nested too deep"],
+)
+def test_what_is_beyond_all_bounds_is_told(tmp_path: Path, text: str, told: str) -> None:
+    assert told in faults(tmp_path, text)
+
+
 def test_a_file_that_is_no_text_or_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ExitbenchError, match="is not UTF-8 text"):
