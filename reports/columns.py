@@ -77,6 +77,12 @@ OPTIONAL = {
         *("energy_vs_full", "energy_vs_every_exit", "claim_vs_full", "claim_vs_every_exit"),
     ),
 }
+WRITERS = {
+    "cost.csv": "profile",
+    **dict.fromkeys(("sweep.csv", "comparison.csv", "scenarios.csv"), "sweep"),
+    **dict.fromkeys(("prediction.csv", "prediction_confusion.csv"), "sweep"),
+}
+"""The command that writes a table; all others are of 'exitbench govern'."""
 MISSING = {
     "cost.csv": "There is no cost table (cost.csv), so the cost per layer is not shown; "
     "'exitbench profile' writes one.",

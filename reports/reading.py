@@ -29,6 +29,7 @@ from .columns import (
     SHARES,
     SOURCES,
     TEXT,
+    WRITERS,
 )
 from .measurements import read_measurements
 
@@ -152,17 +153,17 @@ def _read_table(path: Path, kind: str) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ExitbenchError(
-            f"{path} cannot be read as a CSV table: {error}. Write it again with exitbench."
+            f"{path} cannot be read as a CSV table: {error}. {_again(path)}"
         ) from error
     needed = (*REQUIRED[kind], *PRESENT.get(kind, ()))
     absent = [column for column in needed if column not in frame.columns]
     if absent:
         raise ExitbenchError(
             f"{path}: missing column{'s' if len(absent) > 1 else ''} {', '.join(absent)}; "
-            f"needed are {', '.join(needed)}. Write the file again with exitbench."
+            f"needed are {', '.join(needed)}. {_again(path)}"
         )
     if frame.empty:
-        raise ExitbenchError(f"{path} has a header but no rows. Write it again with exitbench.")
+        raise ExitbenchError(f"{path} has a header but no rows. {_again(path)}")
     for column in OPTIONAL[kind]:
         if column not in frame.columns:
             frame[column] = ""
@@ -170,6 +171,14 @@ def _read_table(path: Path, kind: str) -> pd.DataFrame:
         frame[column] = _numbers(path, frame[column])
     _check(path, kind, frame)
     return _with_key(frame) if kind in ("sweep.csv", "comparison.csv") else frame
+
+
+def _again(path: Path) -> str:
+    """How the table at ``path`` is written anew."""
+    writer = WRITERS.get(path.name)
+    if writer is None:
+        return f"Write it again: 'exitbench govern --run {path.parent}', with its --hardware."
+    return f"Write it again: 'exitbench {writer} --run {path.parent}'."
 
 
 def _numbers(path: Path, cells: pd.Series) -> pd.Series:
@@ -186,8 +195,8 @@ def _complain(path: Path, cells: pd.Series, wrong: pd.Series, right: str) -> Non
     row = int(np.flatnonzero(wrong.to_numpy())[0])
     more = int(wrong.sum()) - 1
     raise ExitbenchError(
-        f"{path}, line {row + 2}, column {cells.name}: {cells.iloc[row]!r} is wrong"
-        f"{f' (and {more} more)' if more else ''}; right is {right}. Write the file again."
+        f"{path}, line {row + 2}, column {cells.name}: {cells.tolist()[row]!r} is wrong"
+        f"{f' (and {more} more)' if more else ''}; right is {right}. {_again(path)}"
     )
 
 

@@ -71,7 +71,16 @@ def test_an_accuracy_above_one_is_refused_with_its_line(run: Path) -> None:
     (run / "sweep.csv").write_text("\n".join(lines))
     with pytest.raises(ExitbenchError, match="line 4, column accuracy") as error:
         read_run(run)
+    assert "column accuracy: 97.5 is wrong" in str(error.value)
     assert "a share between 0 and 1" in str(error.value)
+    assert f"'exitbench sweep --run {run}'" in str(error.value)
+
+
+def test_a_wrong_table_of_governors_names_the_command_that_writes_it(run: Path) -> None:
+    table = next(run.glob("governed-*.csv"))
+    spoil(table, "modelled", "guessed")
+    with pytest.raises(ExitbenchError, match=f"'exitbench govern --run {run}'"):
+        read_run(run)
 
 
 def test_a_sweep_without_test_rows_is_refused(run: Path) -> None:
