@@ -19,9 +19,9 @@ from .environment import working_share
 from .errors import ExitbenchError
 from .governors import Constant, make_governor, outlook_of
 from .hardware import hardware_profile
-from .levels import LevelList, elsewhere, levels_here
+from .levels import LevelList
 from .manner import Governing
-from .operating import levels_told, operating_table
+from .operating import levels_of_run, levels_told, operating_table
 from .pointcosts import OperatingTable
 from .policies import Full
 from .rundir import RunDirectory
@@ -59,7 +59,8 @@ def governed(
         return _governing(config, costs, session)
 
     if config.clocks == "simulated":
-        levels = _levels(directory, profile, str(subject.device), config, files)
+        wanted = config.operating_point
+        levels = levels_of_run(profile, directory, table, wanted, root=files.root)
         profile, points = levels.profile, levels.points(device_class)
         yield lambda prices: _told(governing(prices, points, None), levels)
         return
@@ -141,22 +142,6 @@ def settable_points(
     return tuple(
         sorted((*points, *named), key=lambda point: (point.f_ratio, point.memory_ratio))
     )
-
-
-def _levels(
-    directory: RunDirectory, profile: Profile, device: str, config: RunConfig, files: ClockFiles
-) -> LevelList:
-    """The levels of simulated clocks: those of the device, if it is the run's own."""
-    known = directory.manifest.get("hardware", {})
-    own = known.get("profile")
-    if own is None:  # of a run that does not say, it is what would be detected
-        detected = hardware_profile("auto", device).profile
-        own = None if detected is None else detected.name
-    if profile.name != own:
-        return elsewhere(profile)
-    measured = [name for _, _, name in CostTable.read(directory.cost).settings()]
-    keep = [*measured, *filter(None, [config.operating_point])]
-    return levels_here(profile, directory.environment, keep, root=files.root)
 
 
 def _told(governing: Governing, levels: LevelList) -> Governing:

@@ -23,9 +23,9 @@ from .dvfs_errors import model_error_share, model_error_words
 from .environment import working_share
 from .governed import points_text
 from .governors import OperatingTable
-from .levels import LevelList, elsewhere, levels_here, run_profile
+from .levels import LevelList, elsewhere, run_profile
 from .meters.base import Source, weakest
-from .operating import DEFAULT, NothingToGovern, levels_told, operating_table
+from .operating import DEFAULT, NothingToGovern, levels_of_run, levels_told, operating_table
 from .options import to_plain
 from .roofline import device_class_of, price_elsewhere
 from .rundir import RunDirectory, time_now
@@ -130,8 +130,8 @@ def _prepare(
 ) -> tuple[Device, dict[str, Priced]]:
     check_criteria(config.criteria)
     precisions = traced_precisions(directory, config.precisions)
-    keep = [] if config.operating_point is None else [config.operating_point]
-    device = device_of(directory, config.hardware, precisions, keep, root=root, nvml=nvml)
+    point = config.operating_point
+    device = device_of(directory, config.hardware, precisions, point, root=root, nvml=nvml)
     have = [name for name, size, point in device.table.settings() if (size, point) == (1, DEFAULT)]
     if missing := [name for name in precisions if name not in have and device.own]:
         raise NothingToGovern(
@@ -147,8 +147,8 @@ def _prepare(
             busy=device.busy, points=device.levels.points(device.device_class),
             idle_w=device.idle_w, idle_source=device.idle_source,
         )  # fmt: skip
-        if config.operating_point is not None:
-            points.index(config.operating_point)  # refuses an unknown one early
+        if point is not None:
+            points.index(point)  # refuses an unknown one early
         allowed = config.deadline_ms
         deadline_s = points.full_s if allowed is None else allowed * 1e-3
         priced[name] = Priced(traces, prices, points, deadline_s)
@@ -159,7 +159,7 @@ def device_of(
     directory: RunDirectory,
     asked: str,
     precisions: Sequence[str],
-    keep: Sequence[str] = (),
+    point: str | None = None,
     *,
     root: Path = Path("/"),
     nvml: ModuleType | None = None,
@@ -168,7 +168,7 @@ def device_of(
 
     Args:
         asked: ``auto`` for the one of the cost table, a shipped profile's name, or a TOML file.
-        keep: names of clock levels that are wanted in any case, beside those that were measured.
+        point: name of an operating point that is wanted in any case.
         root: where ``proc`` and ``sys`` are found.
         nvml: what answers as ``pynvml``; the installed one if None.
 
@@ -199,10 +199,10 @@ def device_of(
     if device_class == "cpu" and where.get("threads"):
         # An older manifest has no "processors"; "cores" are those that its process could use.
         busy = working_share(where["threads"], where.get("processors") or where.get("cores"))
-    measured = [name for _, _, name in table.settings()]
+    levels = levels_of_run(profile, directory, table, point, root=root, nvml=nvml)
     return Device(
         device_class, True, busy, known.get("idle_w"), known.get("idle_source") or "modelled",
-        table, levels_here(profile, where, [*keep, *measured], root=root, nvml=nvml),
+        table, levels,
     )  # fmt: skip
 
 

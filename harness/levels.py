@@ -71,6 +71,26 @@ def run_profile(known: Mapping[str, Any], device: str) -> Profile | None:
     return hardware_profile(asked, device).profile
 
 
+def is_of_costs(profile: Profile, manifest: Mapping[str, Any], device: str) -> bool:
+    """Whether a profile is that of the device that a run's costs are of.
+
+    ``run`` may have noted another one since, so the commands that made the costs are asked first.
+    """
+    known, commands = manifest.get("hardware", {}), manifest.get("commands", {})
+    told = [commands[name].get("config", {}) for name in ("profile", "study") if name in commands]
+    asked = [str(config.get("hardware", "auto")) for config in told]
+    asked = asked or [str(known.get("asked", "auto"))]
+    files = [Path(name).resolve() for name in asked if name != "auto"]
+    if profile.name in asked or profile.path.resolve() in files:
+        return True
+    if "auto" not in asked:
+        return False
+    if known.get("asked", "auto") == "auto" and known.get("profile"):
+        return bool(known["profile"] == profile.name)
+    detected = hardware_profile("auto", device).profile
+    return detected is not None and detected.name == profile.name
+
+
 def levels_here(
     profile: Profile,
     environment: Mapping[str, Any],

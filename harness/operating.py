@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -17,9 +19,10 @@ from ..profiles.schema import Profile
 from .costs import CostTable, Prices
 from .dvfs import Dvfs, Point, dvfs_of, find_point, points_of
 from .errors import ExitbenchError
-from .levels import LevelList
+from .levels import LevelList, elsewhere, is_of_costs, levels_here
 from .meters.base import Source, weakest
 from .pointcosts import OperatingTable, PointCosts
+from .rundir import RunDirectory
 
 DEFAULT = "default"
 TOP_ASSUMED = (
@@ -76,6 +79,35 @@ def operating_table(
         (*read, *notes, *model.assumptions),
         _aliases(profile, device_class, points),
     )
+
+
+def levels_of_run(
+    profile: Profile,
+    directory: RunDirectory,
+    table: CostTable,
+    wanted: str | None,
+    *,
+    root: Path = Path("/"),
+    nvml: ModuleType | None = None,
+) -> LevelList:
+    """The clock levels of the device that a run's costs are of; of another one its profile's.
+
+    Args:
+        profile: of the device.
+        table: the costs of the run; levels that were measured are never thinned out.
+        wanted: name of a level that is not either.
+        root: where ``proc`` and ``sys`` are found.
+        nvml: what answers as ``pynvml``; the installed one if None.
+
+    Raises:
+        ExitbenchError: the device is of no known kind.
+    """
+    where = directory.environment
+    if not is_of_costs(profile, directory.manifest, str(where.get("device", "cpu"))):
+        return elsewhere(profile)
+    measured = [name for _, _, name in table.settings()]
+    keep = measured if wanted is None else [*measured, wanted]
+    return levels_here(profile, where, keep, root=root, nvml=nvml)
 
 
 def levels_told(levels: LevelList, table: OperatingTable) -> tuple[str, str]:

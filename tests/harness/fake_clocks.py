@@ -24,6 +24,7 @@ EMC = "sys/kernel/debug/bpmp/debug/clk/emc"
 TX2_CPU_KHZ = (345600, 499200, 652800, 806400, 960000, 1113600, 1267200, 2035200)
 TX2_GPU_HZ = (114750000, 854250000, 1122000000, 1300500000)
 EMC_FREE_HZ = 665600000
+CPU_MODEL = "Fake CPU"
 
 Rule = Callable[[Path, str], str | None]
 """What a driver makes of a value: another value, or None to keep what was there. May raise."""
@@ -35,6 +36,11 @@ def write_files(folder: Path, **values: object) -> Path:
     for name, value in values.items():
         (folder / name).write_text(f"{value}\n")
     return folder
+
+
+def add_cpuinfo(root: Path, model: str = CPU_MODEL) -> Path:
+    """The name of the CPU, by which a run's machine is told from others."""
+    return write_files(root / "proc", cpuinfo=f"processor\t: 0\nmodel name\t: {model}")
 
 
 def add_policy(

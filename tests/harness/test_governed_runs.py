@@ -15,13 +15,14 @@ from exitbench.harness.clocks import sysfs
 from exitbench.harness.clocks.base import ClockError
 from exitbench.harness.configs import RunConfig, SweepConfig
 from exitbench.harness.costs import CostTable
+from exitbench.harness.environment import cpu_model
 from exitbench.harness.limits import faults
 from exitbench.harness.live import run_run
 from exitbench.harness.measured import measured_key
 from exitbench.harness.rundir import RunDirectory
 from exitbench.harness.sweepfile import read_sweep
 from exitbench.harness.sweeping import run_sweep
-from fake_clocks import Kernel, add_policy, content, refuse
+from fake_clocks import Kernel, add_cpuinfo, add_policy, content, refuse
 from pipeline_fixtures import CPU, Killed, Said, refused, silent
 
 KHZ = (800_000, 1_600_000, 2_400_000)
@@ -171,6 +172,29 @@ def test_clocks_of_the_device_are_set_and_put_back(
     assert row["same_decisions"] == 1.0
     assert content(root) == before
     assert not (root.parent / "journal.json").exists()
+
+
+def test_simulated_clocks_are_those_that_the_device_shows(
+    run: Path, tree: tuple[Path, Kernel]
+) -> None:
+    root, kernel = tree
+    add_cpuinfo(root, cpu_model())
+    said = Said()
+    governed = config(run, governor="fixed", operating_point="1600 MHz", settings=("full",))
+    run_run(governed, said, clocks=at(root))
+    (row,) = measured(run)
+    assert row["points"] == "1600 MHz:1"
+    assert "all 3 of cpufreq policy0" in said.starting("run: 3 operating points (")[0]
+    assert kernel.writes == []
+    message = refused(run_run, config(run, governor="fixed", operating_point="2 GHz"), silent,
+                      clocks=at(root))  # fmt: skip
+    assert "this device has '800 MHz', '1600 MHz', '2400 MHz'" in message
+    directory = RunDirectory(run)  # else another profile's watts are refused beside modelled ones
+    directory.update(hardware={**directory.manifest["hardware"], "source": "measured"})
+    other = Said()
+    run_run(config(run, settings=("full",), hardware="jetson-tx2"), other, clocks=at(root))
+    (said_of_it,) = [line for line in other.lines if "operating points (" in line]
+    assert "levels of the profile: another device than the run's" in said_of_it
 
 
 def test_clocks_are_put_back_when_a_run_is_stopped(run: Path, tree: tuple[Path, Kernel]) -> None:

@@ -20,6 +20,7 @@ from exitbench.harness.rundir import RunDirectory
 from exitbench.harness.sweep import SETTING_COLUMNS
 from exitbench.harness.sweeping import run_sweep
 from exitbench.harness.tracing import run_trace
+from fake_clocks import CPU_MODEL, add_cpuinfo, add_policy
 from pipeline_fixtures import Said, cost_rows, refused, silent, write_cost
 from test_operating import PROFILE
 
@@ -74,7 +75,7 @@ def make_run(folder: Path, *, test_seed: int = 2, **columns: Any) -> Path:
     (folder / "bench.toml").write_text(PROFILE, encoding="utf-8")
     hardware = {"asked": str(folder / "bench.toml"), "profile": "bench", "idle_w": None}
     directory = RunDirectory(run)
-    everything = {**directory.environment, "threads": 2, "cores": 2}
+    everything = {**directory.environment, "threads": 2, "cores": 2, "cpu": CPU_MODEL}
     directory.update(hardware=hardware, environment=everything)
     return run
 
@@ -95,9 +96,21 @@ def config(run: Path, **changes: Any) -> GovernConfig:
     return GovernConfig(run, **{**values, **changes})
 
 
-def governed(run: Path, name: str = "bench", **changes: Any) -> pd.DataFrame:
-    run_govern(config(run, **changes), silent)
+def governed(
+    run: Path, name: str = "bench", root: Path | None = None, **changes: Any
+) -> pd.DataFrame:
+    """The table, on a machine that shows no clocks unless ``root`` has some."""
+    run_govern(config(run, **changes), silent, root=root or bare(run))
     return pd.read_csv(run / f"governed-{name}.csv")
+
+
+def bare(run: Path) -> Path:
+    """The root of a machine without clocks, else like the run's."""
+    return add_cpuinfo(run.parent / "bare", CPU_MODEL).parent
+
+
+def entry(run: Path, name: str = "bench") -> dict[str, Any]:
+    return dict(RunDirectory(run, create=False).manifest["govern"][name])
 
 
 def plain(rows: pd.DataFrame) -> pd.DataFrame:
@@ -225,7 +238,7 @@ def test_a_network_on_half_of_the_cpus_saves_less_by_a_lower_clock(run):
 
 def test_the_papers_claims_stand_beside_predictive_with_a_governor_only(run):
     said = Said()
-    run_govern(config(run), said)
+    run_govern(config(run), said, root=bare(run))
     rows = pd.read_csv(run / "governed-bench.csv")
     claimed = rows.role.str.startswith("predictive") & rows.governor.notna()
     assert rows.claim_vs_full[claimed].to_numpy() == pytest.approx(1 - 0.729)
@@ -253,7 +266,7 @@ def test_the_manifest_says_what_was_governed_and_what_is_assumed(run):
 
 def test_another_device_is_priced_from_its_peaks_and_nothing_of_it_is_measured(run):
     said = Said()
-    run_govern(config(run, hardware="jetson-tx2"), said)
+    run_govern(config(run, hardware="jetson-tx2"), said, root=bare(run))
     rows = pd.read_csv(run / "governed-jetson-tx2.csv")
     assert set(rows.device_class) == {"gpu"}
     assert set(rows.energy_source) == set(rows.latency_source) == {"modelled"}
@@ -271,9 +284,74 @@ def test_another_device_is_priced_from_its_peaks_and_nothing_of_it_is_measured(r
     assert TOP_ASSUMED not in entries["jetson-tx2"]["model"]  # its peaks are of its top clock
 
 
+KHZ = (400_000, 800_000, 1_250_000)
+
+
+def test_on_its_own_machine_a_run_is_governed_at_the_levels_of_the_driver(run):
+    add_policy(bare(run), 0, KHZ)
+    said = Said()
+    run_govern(config(run), said, root=bare(run))
+    words = "the device's own levels, all 3 of cpufreq policy0"
+    assert said.starting(f"govern bench fp32: 3 operating points ({words}), deadline 9.82 ms")
+    found = entry(run)
+    assert [point["name"] for point in found["points"]] == ["400 MHz", "800 MHz", "1250 MHz"]
+    # 0.32 of its own top clock: a fifth of the time does not scale.
+    assert found["points"][0]["time_factor"] == pytest.approx(0.2 + 0.8 / 0.32)
+    assert (found["levels"], found["levels_words"]) == ("device", words)
+    fixed = governed(run, root=bare(run), operating_point="800 MHz")
+    assert set(fixed[fixed.governor == "fixed"].points) == {"800 MHz:1"}
+
+
+def test_a_level_that_is_asked_for_or_was_measured_is_not_thinned_out(run):
+    add_policy(bare(run), 0, range(500_000, 5_000_000, 50_000))  # 90 levels, 32 are replayed
+    governed(run, root=bare(run))
+    names = [point["name"] for point in entry(run)["points"]]
+    assert (len(names), "550 MHz" in names) == (32, False)
+    assert "32 of the 90" in entry(run)["levels_words"]
+    measured = pd.read_csv(run / "cost.csv")
+    slow = measured.assign(operating_point="600 MHz", latency_ms=measured.latency_ms * 2)
+    pd.concat([measured, slow]).to_csv(run / "cost.csv", index=False)
+    assert "600 MHz" not in names
+    rows = governed(run, root=bare(run), operating_point="550 MHz")
+    assert set(rows[rows.governor == "fixed"].operating_point) == {"550 MHz"}
+    points = {point["name"]: point for point in entry(run)["points"]}
+    assert len(points) == 34
+    assert points["600 MHz"]["time_factor"] == pytest.approx(2)
+
+
+def test_the_levels_of_the_profile_stay_where_there_are_no_others_and_it_is_said(run):
+    governed(run)
+    assert entry(run)["levels"] == "profile"
+    assert "shows none of its own" in entry(run)["levels_words"]
+    assert "has no policy" in entry(run)["model"]
+    add_policy(bare(run), 0, KHZ)
+    said = Said()
+    run_govern(config(run, hardware="jetson-tx2"), said, root=bare(run))
+    words = "levels of the profile: another device than the run's"
+    assert said.starting(f"govern jetson-tx2 fp32: 15 operating points ({words})")
+    assert entry(run, "jetson-tx2")["levels"] == "profile"
+    directory = RunDirectory(run, create=False)
+    directory.update(environment={**directory.environment, "cpu": "Another CPU"})
+    assert set(plain(governed(run, root=bare(run))).operating_point) == {"1000 MHz"}
+    assert "the run is of another machine" in entry(run)["levels_words"]
+
+
+def test_of_another_machine_the_clocks_that_were_measured_there_are_its_levels(run):
+    measured = pd.read_csv(run / "cost.csv")
+    own = [
+        measured.assign(operating_point=f"{mhz} MHz", clock_mhz=mhz, latency_ms=measured.latency_ms)
+        for mhz in (400, 1250)
+    ]
+    pd.concat([measured, *own]).to_csv(run / "cost.csv", index=False)
+    governed(run)
+    assert [point["name"] for point in entry(run)["points"]] == ["400 MHz", "1250 MHz"]
+    assert entry(run)["levels"] == "measured"
+    assert "levels of the profile" not in entry(run)["model"]
+
+
 def test_what_is_refused_leaves_no_trace(run):
     before = (run / "manifest.json").read_bytes()
-    message = refused(run_govern, config(run, operating_point="333 MHz"), silent)
+    message = refused(run_govern, config(run, operating_point="333 MHz"), silent, root=bare(run))
     assert "'500 MHz', '750 MHz', '1000 MHz'" in message
     assert "jetson-tx2" in refused(run_govern, config(run, hardware="jetson-tx9"), silent)
     assert "trace" in refused(run_govern, config(run, precisions=("int8",)), silent)
