@@ -6,13 +6,12 @@ made of them take their place.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .linelog import LineLog, known_values, reading_of
 from .meters.base import Reading
 
 
@@ -62,44 +61,22 @@ class PassLog:
 
     def add(self, key: tuple[Any, ...], made: Pass) -> None:
         """Append one pass and flush it to the disk."""
-        line = json.dumps({"key": list(key), **asdict(made)})
-        broken = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(("\n" if broken else "") + line + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        LineLog(self.path).add(key, asdict(made))
 
     def passes(self, key: tuple[Any, ...]) -> list[Pass]:
         """The passes of a measurement so far; a line that is cut short or no pass is none."""
-        if not self.path.is_file():
-            return []
-        lines = map(_line, self.path.read_text(encoding="utf-8", errors="replace").splitlines())
-        found = [_pass(line) for line in lines if line.get("key") == list(key)]
+        found = [_pass(line) for line in LineLog(self.path).lines(key)]
         return [each for each in found if each is not None]
 
     def clear(self) -> None:
         """Forget all passes."""
-        self.path.unlink(missing_ok=True)
-
-
-def _line(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        LineLog(self.path).clear()
 
 
 def _pass(line: dict[str, Any]) -> Pass | None:
-    reading = _known(Reading, line.get("reading"))
-    if not {"seconds", "joules", "source"} <= set(reading):
+    read = reading_of(line.get("reading"))
+    if read is None:
         return None
-    # JSON knows no tuples. Older lines have neither flags nor what follows the reading.
-    read = Reading(**{**reading, "flags": tuple(reading.get("flags", ()))})
-    requests = Requests(**_known(Requests, line.get("requests")))
+    # Older lines have none of what follows the reading.
+    requests = Requests(**known_values(Requests, line.get("requests")))
     return Pass(read, line.get("window_s", read.seconds), requests)
-
-
-def _known(kind: type[Any], values: Any) -> dict[str, Any]:
-    names = {item.name for item in fields(kind)}
-    return {k: v for k, v in values.items() if k in names} if isinstance(values, dict) else {}
