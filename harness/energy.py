@@ -19,6 +19,7 @@ from .idle import UNKNOWN, Idle, between, idle_takes_s, measure_idle
 from .meters.base import Clock, Meter, Reading, Source, minimum_window_s, weakest
 from .tiers import TIERS, Plan, Tier, plan_windows
 from .timing import Limits, Timing, median_interval
+from .windowlog import WindowLog
 from .windows import Taken, Unit, least, resolved, take_windows
 
 _IDLE_SHARE = 0.1  # of a time that is bounded from outside, for idle power
@@ -76,6 +77,7 @@ def measure_energy(
     *,
     tier: Tier = TIERS["quick"],
     idle: Idle | None = None,
+    log: WindowLog | None = None,
     synchronise: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda line: None,
     sleep: Callable[[float], None] = time.sleep,
@@ -90,6 +92,7 @@ def measure_energy(
         limits: ``energy_seconds`` bounds all of it; ``seed`` orders the windows.
         tier: how long every unit is measured.
         idle: idle power that is known already; measured first if None.
+        log: windows and idle power are kept there, and what it holds is not measured again.
         synchronise: waits for the device; called before both edges of a window.
         say: takes one line on how long a counter will take, before it does.
         sleep, clock: wait, and a monotonic clock, in seconds.
@@ -98,31 +101,68 @@ def measure_energy(
         return _priced(units, timings, meter, synchronise)
     allowed_s = limits.energy_seconds
     idle_s = _idle_s(tier, allowed_s)
-    waits = int(idle is None) + int(tier.idle_after)
-    waits_s = waits * idle_takes_s(meter, idle_s)
+    idle, own = _known_idle(idle, log)
+    waits_s = (int(own) + int(tier.idle_after)) * idle_takes_s(meter, idle_s)
     latencies = {name: timings[name].median_s for name in units}
     left_s = None if allowed_s is None else max(0.0, allowed_s - waits_s)
     plan = _planned(tier, meter, latencies, left_s)
     if plan.windows < 1:
         return _nothing_fits(units, meter, plan, waits_s, idle or UNKNOWN, allowed_s or 0.0)
-    say(_time_words(plan, len(units), waits_s))
+    kept = log.windows(units) if log is not None else {}
+    say(_time_words(plan, len(units), waits_s) + _kept_words(kept))
     if idle is None:
         idle = measure_idle(meter, idle_s, sleep=sleep)
+    if log is not None and log.idle() is None:
+        log.add_idle(idle, own)
     taken = take_windows(
-        units, latencies, plan, meter, seed=limits.seed, allowed_s=left_s,
+        units, latencies, plan, meter, seed=limits.seed, allowed_s=left_s, kept=kept,
+        keep=log.add if log is not None else lambda name, window: None,
         synchronise=synchronise, clock=clock,
     )  # fmt: skip
     if tier.idle_after:
         idle = between(idle, measure_idle(meter, idle_s, sleep=sleep))
+    return _energies(taken, kept, plan, allowed_s, idle)
+
+
+def _energies(
+    taken: dict[str, list[Taken]],
+    kept: dict[str, list[Taken]],
+    plan: Plan,
+    allowed_s: float | None,
+    idle: Idle,
+) -> Energies:
+    """What the windows of a counter tell, with what there is to say of them."""
     if not all(least(windows, plan) for windows in taken.values() if resolved(windows)):
         plan = replace(plan, reached=False)
+    count, of = (sum(map(len, each.values())) for each in (kept, taken))
+    resumed = [f"energy: {count} of {of} windows were taken before an interruption"]
     notes = [*tier_notes(taken, plan, allowed_s), *([idle.note] if idle.note else [])]
     return Energies(
         {name: _read(windows, idle) for name, windows in taken.items()},
-        [*notes, *interval_notes(taken, plan), *window_notes(taken)],
+        [
+            *notes, *interval_notes(taken, plan), *window_notes(taken),
+            *(resumed if count else []),
+        ],
         idle,
-        summary(taken, plan.name, plan.window_s, idle),
-    )
+        {**summary(taken, plan.name, plan.window_s, idle), "kept_windows": count},
+    )  # fmt: skip
+
+
+def _known_idle(idle: Idle | None, log: WindowLog | None) -> tuple[Idle | None, bool]:
+    """The idle power to tell net energies from, and whether its time is that of the measurement.
+
+    One that was kept comes first: the windows beside it are of the same hour.
+    """
+    kept = log.idle() if log is not None else None
+    return (idle, idle is None) if kept is None else (kept.power, kept.own)
+
+
+def _kept_words(kept: Mapping[str, list[Taken]]) -> str:
+    windows = [window for each in kept.values() for window in each]
+    if not windows:
+        return ""
+    took_s = sum(window.took_s for window in windows)
+    return f"; {len(windows)} windows ({_duration(took_s)}) are there already"
 
 
 def _planned(

@@ -24,7 +24,8 @@ from .errors import ExitbenchError
 from .hardware import hardware_profile
 from .live import chosen_settings, measure_chosen
 from .options import to_plain
-from .profiling import check_profile, choose_energy, profile_subject
+from .profileinputs import check_profile
+from .profiling import choose_energy, profile_subject
 from .rundir import RunDirectory
 from .scheduler import walk
 from .settings import Setting, make_policy
@@ -92,7 +93,7 @@ def study(config: StudyConfig, say: Say) -> None:
     )
     tracing = TraceConfig(config.run, config.checkpoint, horizon=config.horizon)
     prepared = trace_subject(directory, subject, usable, tracing, say)
-    profile_subject(directory, subject, prepared, profiling, say, resume=True)
+    profile_subject(directory, subject, prepared, profiling, say)
     run_sweep(_sweep_config(config, tuple(usable)), say)
     directory = RunDirectory(config.run)
     _govern(directory, config, usable, say)

@@ -25,6 +25,7 @@ from .parts import WHOLE, Call, Forecast, Part, leads, walk_parts
 from .runtime.base import Prepared
 from .tiers import TIERS, Tier
 from .timing import Limits, Timing, measure
+from .windowlog import WindowLog
 
 SHARES = {"latency_ms": "residue_share", "energy_mj": "residue_energy_share"}
 ELEMENT_BYTES: dict[str, int] = {"fp32": FLOAT_BYTES, "bf16": 2, "int8": 1}
@@ -66,6 +67,7 @@ def profile(
     clock_mhz: float | None = None,
     tier: Tier = TIERS["quick"],
     idle: Idle | None = None,
+    log: WindowLog | None = None,
     say: Say = lambda line: None,
 ) -> Profile:
     """The measured cost of every part of ``prepared``.
@@ -84,6 +86,7 @@ def profile(
         clock_mhz: the clock in MHz, where known.
         tier: how long the energy of every part is measured.
         idle: idle power that is known already; measured before the energies if None.
+        log: energy windows are kept there, and what it holds is not measured again.
         say: takes one line on how long the energy will take.
 
     Raises:
@@ -97,7 +100,7 @@ def profile(
     if meter is not None:
         named = {_label(part): call for part, call in units.items()}
         energies = measure_energy(
-            named, timings, meter, limits, tier=tier, idle=idle,
+            named, timings, meter, limits, tier=tier, idle=idle, log=log,
             synchronise=prepared.synchronise, say=say,
         )  # fmt: skip
     batch = len(inputs)

@@ -10,11 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..models.counting import forecast_counts
-from .calibration import limits
 from .conditions import settings
 from .configs import MeteringConfig, ProfileConfig
 from .costs import CostTable
@@ -28,20 +25,23 @@ from .meters.base import Unavailable
 from .meters.choose import ChosenMeter
 from .options import to_plain
 from .overhead import LIMIT, measure_overhead
-from .predictors import DEFAULT_KERNEL, ConvolutionPredictor, convolution_stack
+from .profileinputs import check_profile, profile_images, profile_limits, timed_forecast
 from .profiler import Profile, profile
-from .rundir import RunDirectory
+from .rundir import RunDirectory, time_now
 from .setpoints import SetPoint, SetPoints, find_set_points, repriced
-from .sources import LiveEvidence
 from .subject import Subject, load_subject, usable_precisions
 from .tiers import TIERS
-from .timing import Limits
 from .tracing import begin, traced_subject
+from .windowlog import WindowFile, WindowLog, settled
 
 Say = Callable[[str], None]
 _ONE_BY_ONE = (
     "precisions are profiled one after another, so that a drift of the machine between them stands "
     "in their comparison; profile again to see how large it is"
+)
+_OTHERWISE = (
+    "of an interrupted profile are left out, because its options or meter, or the settings of the "
+    "machine, were other ones; they are gone when this one is written"
 )
 
 
@@ -55,7 +55,8 @@ def run_profile(
 ) -> None:
     """Measure segments, heads, forecasts and the classifier, per precision and batch size.
 
-    Then again at every operating point that was asked for.
+    Then again at every operating point that was asked for. One that was killed goes on where it
+    was, if it is the very same and ``windows.jsonl`` is still there.
 
     Args:
         config: what to measure.
@@ -89,17 +90,18 @@ def run_profile(
         places.prove()
     directory = RunDirectory(config.run)
     begin(directory, "profile", to_plain(config), subject, traced=False)
+    under_way = _window_file(directory)
+    since = under_way.begin({"profile": to_plain(config)}, time_now())
     prepared = {precision: subject.prepare(precision) for precision in precisions}
-    profile_subject(directory, subject, prepared, config, say, resume=False)
+    profile_subject(directory, subject, prepared, config, say, since)
     if places is not None:
         with places.session() as set_point:
             for point in places.points:
                 say(f"profile: clocks set to {point.name}")
                 set_point(point)
-                profile_subject(
-                    directory, subject, prepared, config, say, resume=False, point=point
-                )
+                profile_subject(directory, subject, prepared, config, say, since, point)
         say("profile: clocks put back")
+    under_way.end()
     directory.finish("profile")
 
 
@@ -108,21 +110,6 @@ def _busy(subject: Subject) -> float:
     if subject.device.type != "cpu":
         return 1.0
     return working_share(subject.threads)
-
-
-def check_profile(config: ProfileConfig) -> None:
-    """Refuse a configuration that nothing can be measured with."""
-    faults = []
-    if not config.batch_sizes or min(config.batch_sizes) < 1:
-        faults.append(f"batch sizes are {list(config.batch_sizes)}; each must be at least 1")
-    if config.seconds <= 0:
-        faults.append(f"seconds is {config.seconds}; it must be above 0")
-    if not 0 < config.interval < 1:
-        faults.append(f"interval is {config.interval}; it must lie between 0 and 1, such as 0.02")
-    if config.horizon < 1:
-        faults.append(f"horizon is {config.horizon}; it must be at least 1")
-    if faults:
-        raise ExitbenchError("cannot profile: " + "; ".join(faults))
 
 
 def choose_energy(
@@ -199,13 +186,16 @@ def profile_subject(
     prepared: dict[str, Any],
     config: ProfileConfig,
     say: Say,
-    resume: bool,
+    since: str | None = None,
     point: SetPoint | None = None,
 ) -> None:
     """Profile every precision and batch size, and write the cost table after each.
 
+    What the table holds already, measured in the same way, is left out; of what was being measured
+    when it was killed, energy windows are kept.
+
     Args:
-        resume: leave out what the table holds already, measured in the same way.
+        since: leave out only what this command has measured, which began then.
         point: the operating point that the clocks are set to; None: as they are.
     """
     meter = None
@@ -213,21 +203,25 @@ def profile_subject(
         meter = choose_energy(
             directory, subject, config.hardware, say, metering=config.metering
         )
-    done = dict(directory.manifest.get("profile", {}))
-    priced = CostTable.read(directory.cost).settings() if directory.cost.is_file() else []
+    if since is None:
+        _window_file(directory).end()  # a profile that was killed is no longer waited for
     name = "default" if point is None else point.name
     idle: Idle | None = None
     noted = False
     for precision, network in prepared.items():
         for batch_size in config.batch_sizes:
+            place = (precision, batch_size, name)
             key = profile_key(precision, batch_size, point)
             how = _how(config, meter, network, point)
-            there = (precision, batch_size, name) in priced
-            if resume and there and done.get(key, {}).get("how") == how:
+            log = _window_log(directory, place, how, meter)
+            if _there(directory, place, key, how, since):
+                log.forget()
                 say(f"profile {key}: already there")
                 continue
             say(f"profile {key}: at most {config.seconds:g} s, then energy")
-            result = _profile(subject, network, batch_size, config, meter, idle, point, say)
+            if others := log.others():
+                say(f"profile {key}: {others} windows {_OTHERWISE}")
+            result = _profile(subject, network, batch_size, config, meter, idle, log, point, say)
             if len(prepared) > 1:
                 result = replace(result, notes=(*result.notes, _ONE_BY_ONE))
             found = result.idle if result.idle and result.idle.power_w is not None else None
@@ -237,7 +231,44 @@ def profile_subject(
             # Idle power that is measured before and after belongs to one measurement alone.
             idle = None if TIERS[config.metering.tier].idle_after else found
             _write(directory, precision, batch_size, name, result)
-            _tell(directory, key, how, result, say)
+            _note(directory, key, how, result, since)
+            log.forget(others=True)
+            _tell(key, result, say)
+
+
+def _there(
+    directory: RunDirectory,
+    place: tuple[str, int, str],
+    key: str,
+    how: dict[str, Any],
+    since: str | None,
+) -> bool:
+    """Whether it is measured already, in this way, and by the command that began ``since``."""
+    entry = directory.manifest.get("profile", {}).get(key, {})
+    if entry.get("how") != how or (since is not None and entry.get("since") != since):
+        return False
+    return directory.cost.is_file() and place in CostTable.read(directory.cost).settings()
+
+
+def _window_file(directory: RunDirectory) -> WindowFile:
+    return WindowFile(directory.path / "windows.jsonl")
+
+
+def _window_log(
+    directory: RunDirectory,
+    place: tuple[str, int, str],
+    how: dict[str, Any],
+    meter: ChosenMeter | None,
+) -> WindowLog:
+    """Where the windows of one profile are kept until it is written."""
+    manner = {
+        "how": how,
+        "meter": meter and meter.name,
+        "source": meter and meter.source,
+        # Somebody who sets the machine right, and profiles again, wants new windows.
+        "settings": meter and settled(settings()),
+    }
+    return _window_file(directory).of(place, manner)
 
 
 def profile_key(precision: str, batch_size: int, point: SetPoint | None = None) -> str:
@@ -246,14 +277,18 @@ def profile_key(precision: str, batch_size: int, point: SetPoint | None = None) 
     return key if point is None else f"{key}, {point.name}"
 
 
-def _tell(
-    directory: RunDirectory, key: str, how: dict[str, Any], result: Profile, say: Say
+def _note(
+    directory: RunDirectory, key: str, how: dict[str, Any], result: Profile, since: str | None
 ) -> None:
-    whole = result.whole
     entry = {
-        "how": how, "whole": whole, "energy": result.energy, "notes": list(result.notes),
+        "how": how, "since": since, "whole": result.whole, "energy": result.energy,
+        "notes": list(result.notes),
     }  # fmt: skip
     directory.update(profile={key: entry})
+
+
+def _tell(key: str, result: Profile, say: Say) -> None:
+    whole = result.whole
     say(
         f"profile {key}: whole network {whole['latency_ms']:.4g} ms per sample, sum of "
         f"its parts {whole['parts_latency_ms']:.4g} ms"
@@ -313,6 +348,7 @@ def _profile(
     config: ProfileConfig,
     meter: ChosenMeter | None,
     idle: Idle | None,
+    log: WindowLog,
     point: SetPoint | None,
     say: Say,
 ) -> Profile:
@@ -321,15 +357,16 @@ def _profile(
     result = profile(
         network,
         subject.network.counts(),
-        _images(subject, batch_size),
-        _forecast(subject, config.horizon, batch_size),
-        _limits(config, subject),
+        profile_images(subject, batch_size),
+        timed_forecast(subject, config.horizon, batch_size),
+        profile_limits(config, subject),
         meter,
         forecast_counts=forecast_counts(subject.network.classes, config.horizon),
         operating_point="default" if point is None else point.name,
         clock_mhz=None if point is None else point.own_mhz,
         tier=tier,
         idle=idle,
+        log=log,
         say=say,
     )
     if before is not None:
@@ -338,36 +375,6 @@ def _profile(
     if point is not None and meter is not None and meter.power_w is not None:
         return repriced(result, point)
     return result
-
-
-def _images(subject: Subject, batch_size: int) -> Tensor:
-    images = subject.images("calibration", 0, batch_size)
-    if len(images) < batch_size:
-        # Small datasets: images may repeat, their content does not change what they cost.
-        images = images[torch.arange(batch_size, device=images.device) % len(images)]
-    return images
-
-
-def _forecast(subject: Subject, horizon: int, batch_size: int) -> Callable[[Tensor], object]:
-    """What the convolution predictor computes from the logits of a head."""
-    exits, classes = subject.network.num_exits, subject.network.classes
-    stack = convolution_stack(classes, DEFAULT_KERNEL, horizon).to(subject.device)
-    predictor = ConvolutionPredictor(limits(np.ones(exits), 0.9))
-    rows = np.arange(batch_size)
-
-    def forecast(logits: Tensor) -> object:
-        return predictor.jump(1, LiveEvidence(rows, logits, "softmax", stack), rows)
-
-    return forecast
-
-
-def _limits(config: ProfileConfig, subject: Subject) -> Limits:
-    limits = Limits(
-        seconds=config.seconds, interval=config.interval, energy_seconds=config.energy_seconds
-    )
-    # A unit repeated on the CPU finds its weights in the caches, a run does not. On a GPU single
-    # calls would each be waited for, which a run does not do either.
-    return replace(limits, min_sample_s=0.0) if subject.device.type == "cpu" else limits
 
 
 def _write(

@@ -25,10 +25,17 @@ _LATE = 1.1  # a round that would end later than this share of the time allowed 
 
 @dataclass(frozen=True)
 class Taken:
-    """One window: how often the unit was called in it, and what was read."""
+    """One window.
+
+    Attributes:
+        calls: how often the unit was called in it.
+        reading: what was read.
+        took_s: time that taking it took, with its edges and what was too short before it.
+    """
 
     calls: int
     reading: Reading
+    took_s: float = 0.0
 
     @property
     def energy_j(self) -> float | None:
@@ -45,6 +52,8 @@ def take_windows(
     *,
     seed: int = 0,
     allowed_s: float | None = None,
+    kept: Mapping[str, Sequence[Taken]] | None = None,
+    keep: Callable[[str, Taken], None] = lambda name, taken: None,
     synchronise: Callable[[], None] = lambda: None,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[Taken]]:
@@ -54,29 +63,59 @@ def take_windows(
         latencies_s: of every unit, seconds of a call.
         seed: seed of the order of the units.
         allowed_s: time for everything; the first round is taken however long it lasts.
+        kept: windows of units that are there already, taken in the same way. They count, and so
+            does the time that they took.
+        keep: takes every window as soon as it is taken, with the name of its unit.
         synchronise: waits for the device; called before both edges of a window.
         clock: a monotonic clock in seconds.
     """
-    calls = {name: calls_for(latencies_s[name], plan.window_s) for name in units}
-    most = {name: _WIDEST * calls[name] for name in units}
-    taken: dict[str, list[Taken]] = {name: [] for name in units}
-    order = np.random.default_rng(seed)
+    taken = {name: list((kept or {}).get(name, ())) for name in units}
+    there = [window for windows in taken.values() for window in windows]
+    calls, most = _calls(taken, latencies_s, plan)
+    # What was shuffled before a kill is not shuffled in the same way again.
+    order = np.random.default_rng([seed, len(there)] if there else seed)
     narrowest_s = minimum_window_s(meter)
-    going, begin_s = list(units), clock()
-    while going:
-        round_s = clock()
+    begin_s = clock() - sum(window.took_s for window in there)
+    while going := _next_round(taken, plan):
+        if allowed_s is not None and all(taken[name] for name in going):
+            round_s = sum(taken[name][-1].took_s for name in going)
+            if clock() - begin_s + round_s > _LATE * allowed_s:
+                break
         for position in order.permutation(len(going)):
-            name = going[position]
+            name, opened_s = going[position], clock()
             window = _resolved(
                 units[name], calls[name], most[name], meter, narrowest_s, synchronise
             )
+            window = replace(window, took_s=clock() - opened_s)
             taken[name].append(window)
+            keep(name, window)
             calls[name] = _calls_next(window, plan.window_s, most[name])
-        now_s = clock()
-        if allowed_s is not None and now_s - begin_s + (now_s - round_s) > _LATE * allowed_s:
-            break
-        going = [name for name in going if not enough(taken[name], plan)]
     return taken
+
+
+def _calls(
+    taken: Mapping[str, Sequence[Taken]], latencies_s: Mapping[str, float], plan: Plan
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Calls in the next window of every unit, and the most that there may be.
+
+    Those that a window before has shown to fill one, else those that the latency asks for.
+    """
+    calls = {name: calls_for(latencies_s[name], plan.window_s) for name in taken}
+    most = {name: _WIDEST * count for name, count in calls.items()}
+    for name, windows in taken.items():
+        if windows:
+            calls[name] = min(most[name], _calls_next(windows[-1], plan.window_s, most[name]))
+    return calls, most
+
+
+def _next_round(taken: Mapping[str, Sequence[Taken]], plan: Plan) -> list[str]:
+    """The units that need more windows, of these the ones that have the fewest.
+
+    All of them, but where a kill has cut a round short.
+    """
+    going = [name for name, windows in taken.items() if not enough(windows, plan)]
+    fewest = min((len(taken[name]) for name in going), default=0)
+    return [name for name in going if len(taken[name]) == fewest]
 
 
 def least(taken: Sequence[Taken], plan: Plan) -> bool:
