@@ -6,6 +6,7 @@
     sweep.csv, comparison.csv, scenarios.csv, prediction.csv, prediction_confusion.csv
     governed-HARDWARE.csv       settings under governors, on the clocks of a hardware profile
     measurements.jsonl          one line per really measured run
+    passes.jsonl, windows.jsonl what is being measured, until it is
     report/                     figures, tables and the page
 
 History of the manifest's schema: 1 is the first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from exitbench.harness.energy import measure_energy
 from exitbench.harness.meters.base import Reading, Source
 from exitbench.harness.meters.choose import ChosenMeter
 from exitbench.harness.overhead import measure_overhead
+from exitbench.harness.pipeline import study
 from exitbench.harness.profiling import run_profile
 from exitbench.harness.rundir import RunDirectory
-from pipeline_fixtures import CPU, Inputs, Said, silent
+from exitbench.harness.tiers import TIERS
+from pipeline_fixtures import CPU, Inputs, Killed, Said, silent, study_config
 
 POWER_W, IDLE_W = 30.0, 12.0
 
@@ -219,3 +221,129 @@ def test_without_energy_there_is_no_meter_and_no_word_of_one(
     manifest = profiled(inputs, tmp_path / "run", energy=False)
     assert "hardware" not in manifest
     assert manifest["profile"]["fp32, batch 1"]["energy"] == {}
+
+
+def windows_of(run: Path) -> int:
+    path = run / "windows.jsonl"
+    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else iter(())
+    return sum("unit" in line for line in lines)
+
+
+def killed_in(counter: WallCounter, monkeypatch: pytest.MonkeyPatch, windows: int) -> None:
+    """The next process is killed when it opens a window after so many."""
+    real, opened = WallCounter.open, [0]
+
+    def open_window(self: WallCounter) -> WallWindow:
+        opened[0] += 1
+        if opened[0] > windows:
+            monkeypatch.setattr(WallCounter, "open", real)
+            raise Killed
+        return real(self)
+
+    monkeypatch.setattr(WallCounter, "open", open_window)
+
+
+def killed_profile(
+    counter: WallCounter, inputs: Inputs, run: Path, monkeypatch: pytest.MonkeyPatch, **more: Any
+) -> int:
+    """How many windows a killed profile has left: of 17 units, after those of idle power."""
+    killed_in(counter, monkeypatch, 30)
+    with pytest.raises(Killed):
+        profiled(inputs, run, energy_seconds=None, **more)
+    kept = windows_of(run)
+    assert 0 < kept < 30
+    return kept
+
+
+@pytest.fixture
+def short_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiers that need no minutes."""
+    for name in ("quick", "publish"):
+        short = replace(TIERS[name], seconds=0.05, idle_s=0.1, windows=3)
+        monkeypatch.setitem(TIERS, name, short)
+
+
+@pytest.mark.usefixtures("short_tier")
+@pytest.mark.parametrize("tier", ["quick", "publish"])
+def test_a_killed_profile_goes_on_with_its_windows_and_leaves_no_file(
+    counter: WallCounter, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tier: Any
+) -> None:
+    run, how = tmp_path / "run", MeteringConfig(tier)
+    kept = killed_profile(counter, inputs, run, monkeypatch, metering=how)
+    manifest = profiled(inputs, run, energy_seconds=None, metering=how)
+    energy = manifest["profile"]["fp32, batch 1"]["energy"]
+    assert (energy["tier"], energy["kept_windows"]) == (tier, kept)
+    assert not (run / "windows.jsonl").exists()
+    assert "windows.jsonl" not in manifest["checksums"]
+    # The next one begins anew.
+    manifest = profiled(inputs, run, energy_seconds=None, metering=how)
+    assert manifest["profile"]["fp32, batch 1"]["energy"]["kept_windows"] == 0
+
+
+@pytest.mark.usefixtures("short_tier")
+def test_a_killed_profile_does_not_measure_again_what_it_had_finished(
+    counter: WallCounter, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, said = tmp_path / "run", Said()
+    sizes = {"batch_sizes": (1, 2), "energy_seconds": None}
+    with pytest.raises(Killed):
+        profiled(inputs, run, Said(stop_at="profile fp32, batch 2"), **sizes)
+    profiled(inputs, run, said, **sizes)
+    assert said.starting("profile fp32, batch 1: already there")
+    assert not (run / "windows.jsonl").exists()
+    # One that has ended is over: the next one, the same or not, measures all of it.
+    for more in ({}, {"seconds": 0.11}):
+        again = Said()
+        profiled(inputs, run, again, **{**sizes, **more})
+        assert not again.starting("profile fp32, batch 1: already there")
+
+
+@pytest.mark.usefixtures("short_tier")
+@pytest.mark.parametrize("change", ["tier", "meter", "settings", "deleted"])
+def test_windows_of_another_tier_meter_or_setting_are_not_gone_on_with(
+    counter: WallCounter,
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    run, metering = tmp_path / "run", MeteringConfig()
+    kept, said = killed_profile(counter, inputs, run, monkeypatch, metering=metering), Said()
+    if change == "tier":
+        metering = MeteringConfig("publish")
+    elif change == "meter":
+        counter.name = "another counter"
+    elif change == "settings":
+        monkeypatch.setattr("exitbench.harness.profiling.settings", lambda: {"boost": "0"})
+    else:
+        (run / "windows.jsonl").unlink()
+    manifest = profiled(inputs, run, said, energy_seconds=None, metering=metering)
+    assert manifest["profile"]["fp32, batch 1"]["energy"]["kept_windows"] == 0
+    assert not (run / "windows.jsonl").exists()
+    told = said.starting(f"profile fp32, batch 1: {kept} windows of an interrupted profile")
+    assert len(told) == (change != "deleted")
+
+
+@pytest.mark.usefixtures("short_tier")
+def test_a_killed_study_goes_on_with_the_windows_of_its_profile(
+    counter: WallCounter, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Killed):  # of this one nothing stays in the file
+        profiled(inputs, run, Said(stop_at="profile fp32, batch 1"))
+    assert (run / "windows.jsonl").exists()
+    config = study_config(inputs.vgg, run, batch_sizes=(1,), energy_seconds=None)
+    killed_in(counter, monkeypatch, 30)
+    with pytest.raises(Killed):
+        study(config, silent)
+    kept = windows_of(run)
+    monkeypatch.setattr("exitbench.harness.pipeline.run_sweep", partial(kill, Killed))
+    with pytest.raises(Killed):
+        study(config, silent)
+    (entry,) = json.loads((run / "manifest.json").read_text())["profile"].values()
+    assert entry["energy"]["kept_windows"] == kept > 0
+    assert not (run / "windows.jsonl").exists()
+
+
+def kill(how: type[Exception], *given: Any) -> None:
+    raise how
