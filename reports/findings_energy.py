@@ -82,9 +82,10 @@ def _compared(governed: Governed, row: Setting, other: Setting) -> tuple[str, st
     ratio, least = share(row, other), least_difference(governed, row, other)
     if ratio is None:
         return "open", f"how it compares with {_words(other)} is not known"
-    size = f"{change(ratio)} energy against {_words(other)}"
+    modelled = " (modelled)" if "modelled" in {r["energy_source"] for r in (row, other)} else ""
+    size = f"{change(ratio)} energy{modelled} against {_words(other)}"
     if least is None:
-        return "open", f"{size} (modelled, and the model's error is not stated)"
+        return "open", f"{size}, and the model's error is not stated"
     if abs(ratio - 1) < least:
         error = f"the model's own error of ±{percent(least, 0)}"
         why = error if least > NOTICEABLE else f"±{percent(least, 0)}, too little to tell apart"
@@ -128,10 +129,10 @@ def _following(governed: Governed, rows: list[Setting], role: str) -> str:
 
 
 BEATS = {
-    "less": "It also needs less energy than the cheapest rival of equal latency",
+    "less": "That setting also needs less energy than the cheapest rival of equal latency",
     "more": "The cheapest rival of equal latency needs less energy",
-    "same": "It is not told apart from the cheapest rival of equal latency",
-    "open": "Whether it beats the cheapest rival of equal latency is open",
+    "same": "That setting is not told apart from the cheapest rival of equal latency",
+    "open": "Whether that setting beats the cheapest rival of equal latency is open",
 }
 
 

@@ -18,7 +18,7 @@ from .metering import flagged, hardware, how_measured, modelled_clocks
 from .origin import device_words, profiled_here
 from .picture import Absent, Picture
 from .table import Table
-from .view import ENERGY, METRICS, View, energy_source, flatten, source_note
+from .view import ENERGY, LATENCY, METRICS, View, energy_source, flatten, source_note
 from .words import NONE, change, percent, points
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -29,7 +29,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "What layers and heads cost",
         ("cost_energy", "cost_latency", "cost_macs", "roofline"),
     ),
-    ("energy", "How the energy was measured", ()),
+    ("energy", "Where the energy comes from", ()),
     ("clocks", "Governed clocks, at equal latency", ("governed_energy", "accuracy_energy_clocks")),
     ("schedule", "On a schedule", ("scenarios",)),
     ("prediction", "How good the forecasts are", ("prediction_accuracy", "prediction_confusion")),
@@ -134,9 +134,10 @@ def tiles(view: View) -> list[Tile]:
             text = "unavailable" if metric is ENERGY else NONE
             found.append(Tile(f"{metric.noun} per sample", text, "not known in this run"))
             continue
+        note = source_note(metric, row) or (" (replayed)" if metric is LATENCY else "")
         found.append(
             Tile(
-                f"{metric.noun} per sample{source_note(metric, row)}",
+                f"{metric.noun} per sample{note}",
                 metric.text(value),
                 f"{change(view.ratio(row, metric))}; {against}: {metric.text(base)}",
             )

@@ -161,6 +161,7 @@ def test_every_energy_names_its_source(page: Page, make_run: Callable[..., Path]
         ("measured", "modelled", measured),
     ):
         assert f"energy per sample ({source})" in found.text
+        assert "latency per sample (replayed)" in found.text
         assert f"energy (mJ, {source})" in found.text
         assert f"energy ({source})" in found.text
         assert f"energy ({other})" not in found.text

@@ -166,6 +166,7 @@ def test_a_difference_within_the_models_error_is_no_difference(
     found = energy_findings(governed_at(make_run, share))
     assert pays in found[0]
     assert beats in found[1]
+    assert "energy (modelled) against predictive exit" in found[0]
     same_policy = found[0].partition("Clocks that follow")[0]
     assert ("the model's own error of ±9%" in same_policy) == (share == 0.93)
 
@@ -213,7 +214,9 @@ def test_unequal_accuracy_leaves_the_rivalry_open(make_run: MakeRun) -> None:
         frame.loc[frame.role.isin(POLICIES), "accuracy"] = 0.92
 
     found = energy_findings(edit_table(run, "governed-generic-x86.csv", spoil))
-    assert found[1].startswith("Whether it beats the cheapest rival of equal latency is open")
+    assert found[1].startswith(
+        "Whether that setting beats the cheapest rival of equal latency is open"
+    )
 
 
 def test_claims_stand_beside_what_came_out_here_with_its_source(view: View) -> None:
