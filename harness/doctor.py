@@ -236,6 +236,7 @@ def _verdict(patient: _Patient, say: Say) -> None:
         nvml=patient.nvml,
         cuda_uuid=_untold,
         clock=patient.clock,
+        insist=False,
     )
     say(f"Energy of a run on {patient.device}")
     say(f"  {meter.words}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..profiles.schema import Profile
 from .configs import MeteringConfig
+from .errors import ExitbenchError
 from .meters.base import Clock, Unavailable
 from .meters.choose import ChosenMeter, choose_meter, torch_uuid
 from .meters.external import ExternalMeter, find_external
@@ -26,6 +27,7 @@ def open_meter(
     environ: Mapping[str, str] | None = None,
     cuda_uuid: Callable[[int], str | None] = torch_uuid,
     clock: Clock = time.perf_counter,
+    insist: bool = True,
 ) -> ChosenMeter:
     """The meters of a run on ``device`` as one, the user's own (``--external``) among them.
 
@@ -35,15 +37,23 @@ def open_meter(
         metering: says whether there is an external meter.
         threads: CPU threads of the network, by which modelled CPU power is scaled.
         root, nvml, environ, cuda_uuid, clock: as those of ``choose_meter``.
+        insist: refuse an external meter that does not work; else it is told and the others serve.
 
     Raises:
-        ExitbenchError: the device is of no known kind.
+        ExitbenchError: the device is of no known kind; the external meter does not work.
     """
+    external = external_meter(metering, clock=clock)
+    if insist and isinstance(external, Unavailable):
+        # Who named an instrument wants its joules, and hears of a slip before an hour's work.
+        raise ExitbenchError(
+            f"--external: {external.reason}. Mend it: {external.remedy}; 'exitbench doctor' with "
+            "the same options tries it. Without --external the machine's own meters serve."
+        )
     return choose_meter(
         device,
         profile,
         threads=threads,
-        external=external_meter(metering, clock=clock),
+        external=external,
         root=root,
         nvml=nvml,
         environ=environ,

@@ -207,7 +207,7 @@ class Unavailable:
     @property
     def words(self) -> str:
         """Reason and remedy in one line."""
-        return f"{self.reason}. {self.remedy}" if self.remedy else self.reason
+        return f"{self.reason}. To mend it: {self.remedy}" if self.remedy else self.reason
 
 
 def minimum_window_s(meter: Meter) -> float:

@@ -261,6 +261,8 @@ def _number(text: str, whose: str) -> float:
 
 
 def _remedy(command_or_file: str, unit: str) -> str:
+    if not command_or_file.strip():
+        return f"give a command that prints one number in {unit}, or file:PATH"
     if command_or_file.startswith(FILE):
         return f"the file must hold one number in {unit} and nothing else"
     return (

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from exitbench.harness.configs import MeteringConfig
 from exitbench.harness.errors import ExitbenchError
+from exitbench.harness.metering import open_meter
 from exitbench.harness.meters.base import Reading, Source, Unavailable
 from exitbench.harness.meters.choose import ChosenMeter, choose_meter, order_of
 from exitbench.harness.meters.external import ExternalMeter, find_external
@@ -253,6 +255,14 @@ def test_an_external_meter_that_fails_is_said_and_the_others_serve(tmp_path: Pat
     assert "Board energy (everything behind one plug) is unavailable" in meter.words
     assert "cannot be started" in meter.words
     assert "The total covers CPU energy only." in meter.words
+
+
+def test_a_run_refuses_an_external_meter_that_fails_before_any_work(tmp_path: Path) -> None:
+    broken = MeteringConfig(external="exitbench-no-such-program")
+    with pytest.raises(ExitbenchError, match="--external: exitbench-no-such-program cannot be"):
+        open_meter("cpu", X86, broken, root=tmp_path)
+    lenient = open_meter("cpu", X86, broken, root=tmp_path, insist=False)
+    assert "Board energy (everything behind one plug) is unavailable" in lenient.words
 
 
 @pytest.mark.parametrize(
