@@ -194,8 +194,10 @@ def _numbers(path: Path, cells: pd.Series) -> pd.Series:
 def _complain(path: Path, cells: pd.Series, wrong: pd.Series, right: str) -> None:
     row = int(np.flatnonzero(wrong.to_numpy())[0])
     more = int(wrong.sum()) - 1
+    value = cells.tolist()[row]
+    shown = "an empty cell" if value == "" or pd.isna(value) else repr(value)
     raise ExitbenchError(
-        f"{path}, line {row + 2}, column {cells.name}: {cells.tolist()[row]!r} is wrong"
+        f"{path}, line {row + 2}, column {cells.name}: {shown} is wrong"
         f"{f' (and {more} more)' if more else ''}; right is {right}. {_again(path)}"
     )
 

@@ -45,6 +45,7 @@ def test_a_needed_file_that_is_missing_is_named(run: Path, name: str) -> None:
         ("sweep.csv", "accuracy", "acuracy", "missing column accuracy"),
         ("sweep.csv", "\ntest,", "\ntest,1,2,3,", "cannot be read as a CSV"),
         ("cost.csv", ",200,", ",many,", "line 2, column repeats: 'many'"),
+        ("cost.csv", "\nsegment,1,", "\nsegment,,", "column index: an empty cell is wrong"),
         ("cost.csv", "modelled", "guessed", "measured, modelled, unavailable"),
         ("cost.csv", "modelled", "", "beside a value in energy_mj"),
         ("measurements.jsonl", '"accuracy"', '"exactness"', "line 1: the field 'accuracy'"),
