@@ -77,6 +77,7 @@ OPTIONAL = {
         *("energy_vs_full", "energy_vs_every_exit", "claim_vs_full", "claim_vs_every_exit"),
     ),
 }
+SCENES = ("continuous", "periodic")
 WRITERS = {
     "cost.csv": "profile",
     **dict.fromkeys(("sweep.csv", "comparison.csv", "scenarios.csv"), "sweep"),

@@ -25,6 +25,7 @@ from .columns import (
     PLACE,
     PRESENT,
     REQUIRED,
+    SCENES,
     SETTING,
     SHARES,
     SOURCES,
@@ -217,6 +218,18 @@ def _check(path: Path, kind: str, frame: pd.DataFrame) -> None:
         if column in frame.columns and (frame[column] < 0).any():
             _complain(path, frame[column], frame[column] < 0, "0 or more")
     _check_sources(path, frame)
+    if kind == "scenarios.csv":
+        _check_scenes(path, frame)
+
+
+def _check_scenes(path: Path, frame: pd.DataFrame) -> None:
+    """Every scene is a known one, and has a period where it is periodic."""
+    unknown = ~frame["scene"].isin(SCENES)
+    if unknown.any():
+        _complain(path, frame["scene"], unknown, f"one of {', '.join(SCENES)}")
+    bare = frame["scene"].eq("periodic") & ~(frame["period_ms"] > 0)
+    if bare.any():
+        _complain(path, frame["period_ms"], bare, "the ms between two requests, above 0")
 
 
 def _check_sources(path: Path, frame: pd.DataFrame) -> None:

@@ -48,6 +48,8 @@ def test_a_needed_file_that_is_missing_is_named(run: Path, name: str) -> None:
         ("cost.csv", "\nsegment,1,", "\nsegment,,", "column index: an empty cell is wrong"),
         ("cost.csv", "modelled", "guessed", "measured, modelled, unavailable"),
         ("cost.csv", "modelled", "", "beside a value in energy_mj"),
+        ("scenarios.csv", ",periodic,", ",weekly,", "one of continuous, periodic"),
+        ("scenarios.csv", ",periodic,100", ",periodic,", "the ms between two requests"),
         ("measurements.jsonl", '"accuracy"', '"exactness"', "line 1: the field 'accuracy'"),
         ("measurements.jsonl", "{", "", "line 1: no valid JSON"),
         ("measurements.jsonl", '"modelled"', "null", "energy_source is None"),
