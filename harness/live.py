@@ -91,7 +91,9 @@ def run_run(config: RunConfig, say: Say, *, clocks: ClockFiles = THIS_MACHINE) -
 
 
 def _hardware(directory: RunDirectory, asked: str, device: str) -> str:
-    """The hardware profile of a run: that of the cost table, so that both model the same watts.
+    """The hardware profile of a run: that of the cost table.
+
+    Both model the same watts then, and what is governed later is this device.
 
     Raises:
         ExitbenchError: another one was asked for, or there is none such.
@@ -101,9 +103,9 @@ def _hardware(directory: RunDirectory, asked: str, device: str) -> str:
     chosen = hardware_profile(name, device)
     new = (chosen.profile.name if chosen.profile else None, active_power_w(chosen))
     old = (known.get("profile"), known.get("power_w", new[1]))
-    if known.get("source") == "modelled" and old != new:
+    if known.get("source") is not None and old != new:
         raise ExitbenchError(
-            f"energies in {directory.path} are modelled with hardware profile {old[0]} {old[1]}, "
+            f"costs in {directory.path} were taken with hardware profile {old[0]} {old[1]}, "
             f"this run would use {new[0]} {new[1]} (W); both must be the same: leave out "
             f"--hardware, or profile again with --hardware {name}"
         )

@@ -189,12 +189,6 @@ def test_simulated_clocks_are_those_that_the_device_shows(
     message = refused(run_run, config(run, governor="fixed", operating_point="2 GHz"), silent,
                       clocks=at(root))  # fmt: skip
     assert "this device has '800 MHz', '1600 MHz', '2400 MHz'" in message
-    directory = RunDirectory(run)  # else another profile's watts are refused beside modelled ones
-    directory.update(hardware={**directory.manifest["hardware"], "source": "measured"})
-    other = Said()
-    run_run(config(run, settings=("full",), hardware="jetson-tx2"), other, clocks=at(root))
-    (said_of_it,) = [line for line in other.lines if "operating points (" in line]
-    assert "levels of the profile: another device than the run's" in said_of_it
 
 
 def test_clocks_are_put_back_when_a_run_is_stopped(run: Path, tree: tuple[Path, Kernel]) -> None:

@@ -71,15 +71,19 @@ def test_a_run_takes_the_hardware_profile_of_the_cost_table(run: Path) -> None:
     run_profile(
         ProfileConfig(run, batch_sizes=(1,), seconds=0.1, hardware="jetson-tx2", device=CPU), silent
     )
-    if RunDirectory(run).manifest["hardware"]["source"] != "modelled":
-        pytest.skip("this machine has a counter, which no profile changes")
     run_run(config(run), silent)
     assert RunDirectory(run).manifest["hardware"]["profile"] == "jetson-tx2"
     before = directory.measurements.read_bytes()
     message = refused(run_run, config(run, hardware="generic-x86"), silent)
-    assert "are modelled with hardware profile jetson-tx2" in message
+    assert "were taken with hardware profile jetson-tx2" in message
     assert "profile again with --hardware generic-x86" in message
     assert directory.measurements.read_bytes() == before
+    # Measured energies follow no profile, but what is governed later must be the same device.
+    directory.update(hardware={**RunDirectory(run).manifest["hardware"], "source": "measured"})
+    assert "both must be the same" in refused(
+        run_run, config(run, hardware="generic-x86"), silent
+    )
+    assert RunDirectory(run).manifest["hardware"]["profile"] == "jetson-tx2"
 
 
 def test_forecasts_timed_at_another_horizon_are_refused(run: Path) -> None:
