@@ -27,9 +27,10 @@ from .files import read_json, sha256, write_json, write_text
 SCHEMA = 1
 _TABLES = (
     "commands", "environment", "checkpoint", "config", "precisions", "profile", "hardware",
-    "checksums",
+    "checksums", "govern",
 )  # fmt: skip
-_OF_TABLES = ("commands", "precisions", "profile")
+_OF_TABLES = ("commands", "precisions", "profile", "govern")
+_SOURCES = ("measured", "modelled", "unavailable", None)
 _CHECKPOINT: dict[str, type] = {
     "path": str, "sha256": str, "model": str, "dataset": str, "samples": dict, "sizes": dict,
     "positions": dict, "limit": int, "data": dict, "training": dict,
@@ -272,8 +273,22 @@ def _manifest_faults(manifest: dict[str, Any]) -> list[str]:
         faults.append(f"exit_names is {names!r}, expected a list of texts")
     if type(manifest.get("priced_batch_size")) not in (int, type(None)):
         faults.append(f"priced_batch_size is {manifest['priced_batch_size']!r}, expected a number")
+    hardware = manifest.get("hardware")
+    faults += _idle_faults(hardware) if isinstance(hardware, dict) else []
     checkpoint = manifest.get("checkpoint")
     return faults + (_checkpoint_faults(checkpoint) if isinstance(checkpoint, dict) else [])
+
+
+def _idle_faults(hardware: dict[str, Any]) -> list[str]:
+    """What is wrong with the idle power, by which scenes and governors are priced."""
+    faults, idle_w, source = [], hardware.get("idle_w"), hardware.get("idle_source")
+    number = isinstance(idle_w, int | float) and not isinstance(idle_w, bool)
+    if idle_w is not None and not (number and 0 <= idle_w < float("inf")):
+        faults.append(f"hardware.idle_w is {idle_w!r}, expected watts from 0, or null")
+    if source not in _SOURCES:
+        known = ", ".join(each for each in _SOURCES if each)
+        faults.append(f"hardware.idle_source is {source!r}, expected one of {known}")
+    return faults
 
 
 def _checkpoint_faults(checkpoint: dict[str, Any]) -> list[str]:

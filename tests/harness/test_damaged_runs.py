@@ -49,6 +49,7 @@ def latin(run: Path) -> None:
 
 
 SWEEP = ["sweep", "--criteria", "softmax", "--beta", "0.3"]
+GOVERN = ["govern"]
 SUBSET = ["subset", "--out", "list.json"]
 RUN = ["run", "--settings", "full", "--repeats", "1", "--device", "cpu", "--threads", "1"]
 CASES: dict[str, tuple[Damage, list[str], str]] = {
@@ -58,6 +59,10 @@ CASES: dict[str, tuple[Damage, list[str], str]] = {
     "commands": (manifest(commands=["trace"]), SWEEP, "commands is ['trace'], expected a table"),
     "a command": (manifest(commands={"sweep": 1}), SWEEP, "commands.sweep is 1"),
     "precisions": (manifest(precisions={"fp32": 1}), ["report"], "precisions.fp32 is 1"),
+    "idle power": (manifest(hardware={"idle_w": "low"}), SWEEP, "hardware.idle_w is 'low'"),
+    "idle below 0": (manifest(hardware={"idle_w": -3}), GOVERN, "hardware.idle_w is -3"),
+    "idle source": (manifest(hardware={"idle_source": "x"}), SWEEP, "hardware.idle_source is 'x'"),
+    "govern": (manifest(govern="oops"), GOVERN, "govern is 'oops', expected a table"),
     "path": (manifest(checkpoint={"path": 3}), RUN, "checkpoint.path is 3, expected text"),
     "sizes": (manifest(checkpoint={"sizes": {"test": "all"}}), SUBSET, "counts 'all' samples"),
     "text of measurements": (latin, RUN, "measurements.jsonl is no UTF-8 text"),
