@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from ..harness.errors import ExitbenchError
-from .columns import ENERGY_SOURCES, MEASURED_NUMBERS, RUN_KEY
+from .columns import ENERGY_SOURCES, MEASURED_NUMBERS, RUN_KEY, SHARES
 
 
 def read_measurements(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
@@ -64,6 +65,12 @@ def _checked_measurement(path: Path, number: int, value: Any) -> dict[str, Any]:
             raise ExitbenchError(
                 f"{where}: {field} is {number_or_none!r}; right is a number or null."
             )
+        if number_or_none is not None and not _in_range(field, number_or_none):
+            right = "from 0 to 1" if field in SHARES else "that is finite and not below 0"
+            raise ExitbenchError(
+                f"{where}: {field} is {number_or_none!r}; right is a number {right}. Remove the "
+                "line and measure again with 'exitbench run'."
+            )
     layers = value.get("stat_each_layer")
     if layers is not None and not _are_layers(layers):
         raise ExitbenchError(
@@ -77,6 +84,12 @@ def _checked_measurement(path: Path, number: int, value: Any) -> dict[str, Any]:
         )
     _check_metering(where, value)
     return value
+
+
+def _in_range(field: str, value: float) -> bool:
+    """Whether a number can be: net energies alone may lie below 0."""
+    least = -sys.float_info.max if field == "net_energy_mj" else 0.0
+    return least <= value <= (1.0 if field in SHARES else sys.float_info.max)
 
 
 def _check_metering(where: str, value: dict[str, Any]) -> None:

@@ -52,6 +52,9 @@ def test_a_needed_file_that_is_missing_is_named(run: Path, name: str) -> None:
         ("scenarios.csv", ",periodic,100", ",periodic,", "the ms between two requests"),
         ("measurements.jsonl", '"accuracy"', '"exactness"', "line 1: the field 'accuracy'"),
         ("measurements.jsonl", "{", "", "line 1: no valid JSON"),
+        ("measurements.jsonl", '"latency_ms": ', '"latency_ms": -', "not below 0"),
+        ("measurements.jsonl", '"latency_ms": ', '"latency_ms": NaN, "x": ', "finite"),
+        ("measurements.jsonl", '"accuracy": ', '"accuracy": 9', "a number from 0 to 1"),
         ("measurements.jsonl", '"modelled"', "null", "energy_source is None"),
     ],
 )
