@@ -244,10 +244,11 @@ def _model(taken: Profile, measured: Measured) -> dict[str, dict[str, Figure]]:
     peak = measured.peaks.get("fp32_gflops")
     # One image on a GPU is mostly launching, which has a figure of its own.
     if measured.convolution is not None and peak is not None and own == "cpu":
-        share = min(1.0, measured.convolution.best / peak.best)
-        words = f"{measured.convolution.words} on {measured.device}"
-        source = measured.source(f"{words}: its best call to the fp32 peak")
-        found["efficiency"] = Figure(_rounded(share), source)
+        share = measured.convolution.best / peak.best
+        words = f"{measured.convolution.words} on {measured.device}: its best call to the fp32 peak"
+        if share > 1:  # it takes fewer operations than are counted, or the product was disturbed
+            words += f", {share:.3g} of it, taken as 1"
+        found["efficiency"] = Figure(_rounded(min(1.0, share)), measured.source(words))
     rest = {name: figures for name, figures in taken.model.items() if name != own}
     return {**rest, own: found} if found else rest
 

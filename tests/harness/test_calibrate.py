@@ -176,6 +176,13 @@ def test_the_rule_fits_this_machine_by_its_literal_name_and_no_other(tmp_path: P
     assert profile.priority > load_profile("jetson-tx2").priority
 
 
+def test_a_convolution_above_the_peak_is_taken_as_the_peak_and_said(tmp_path: Path) -> None:
+    profile = profile_of(measured(convolution=rate(110e9)), tmp_path)
+    efficiency = profile.model["cpu"]["efficiency"]
+    assert efficiency.value == 1
+    assert efficiency.source.endswith("its best call to the fp32 peak, 1.1 of it, taken as 1")
+
+
 def test_a_card_is_known_by_its_name_and_keeps_the_efficiency_of_the_profile(
     tmp_path: Path,
 ) -> None:
