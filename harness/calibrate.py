@@ -33,7 +33,7 @@ from .configs_device import HardwareCalibrateConfig
 from .devices import apply_threads, resolve_device
 from .environment import working_share
 from .errors import ExitbenchError
-from .files import write_text
+from .files import check_writable, write_text
 from .hardware import hardware_profile
 from .loads import (
     Load,
@@ -218,6 +218,7 @@ def _check_target(path: Path) -> None:
             f"{path} is there already, and measurements in it would be lost. Choose another "
             "--write, or remove the file first."
         )
+    check_writable(path)
 
 
 def _write(path: Path, profile: Profile, measured: Measured, base: str) -> None:

@@ -24,15 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
         ExitbenchError: the folder cannot be written.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise ExitbenchError(
-            f"cannot write {path}: {error.strerror}. Choose a folder that can be written."
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
         yield temporary
         # mkstemp, and some writers, make files that only their owner may read.
@@ -42,6 +34,28 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place that cannot be written, before the work whose result would go there.
+
+    Raises:
+        ExitbenchError: the folder cannot be written.
+    """
+    _beside(Path(path)).unlink()
+
+
+def _beside(path: Path) -> Path:
+    """A new empty file in the folder of ``path``, which is made where it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise ExitbenchError(
+            f"cannot write {path}: {error.strerror}. Choose a folder that can be written."
+        ) from error
+    os.close(handle)
+    return Path(name)
 
 
 def _umask() -> int:

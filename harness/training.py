@@ -17,6 +17,7 @@ from .data import Dataset, Split, batches, load_dataset, splits, subset
 from .devices import apply_threads, has_fast_bf16, resolve_device
 from .difficulty import read_samples
 from .errors import ExitbenchError
+from .files import check_writable
 from .training_loop import Material, Say, evaluate, shown, train
 from .training_modes import MODES, Recipe, steps_per_epoch
 from .training_start import (
@@ -58,6 +59,7 @@ def run_train(config: TrainConfig, say: Say) -> None:
     settings = fingerprint(config, begin, dataset, parts)
     if _is_done(config, settings, say):
         return
+    check_writable(config.out)
     material = _material(config, begin, dataset, parts["train"])
     recipe = make_recipe(config, config.mixed_precision and has_fast_bf16(device))
     say(_opening(begin, dataset, material, recipe, device, threads))

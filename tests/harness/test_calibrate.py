@@ -378,6 +378,17 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     assert asked.write.read_text() == "precious"
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    said: list[str] = []
+    asked = config(tmp_path, write=tmp_path / "file" / "mine.toml")
+    with pytest.raises(ExitbenchError, match=r"cannot write .*Choose a folder"):
+        run_hardware_calibrate(asked, said.append)
+    assert not said
+
+
 def test_a_file_that_would_not_be_known_for_a_profile_is_refused(tmp_path: Path) -> None:
     asked = config(tmp_path, write=tmp_path / "mine.txt")
     with pytest.raises(ExitbenchError, match=r"ends in \.toml.*Write .*mine\.txt\.toml"):

@@ -389,6 +389,16 @@ def test_the_initial_checkpoint_is_never_overwritten(config: TrainConfig) -> Non
         run_train(replace(config, mode="exits", init=config.out), silent)
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_first_epoch(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    said: list[str] = []
+    with pytest.raises(ExitbenchError, match=r"cannot write .*Choose a folder"):
+        run_train(replace(config, out=tmp_path / "file" / "net.safetensors"), said.append)
+    assert not any("epoch" in line for line in said)
+
+
 def diverging(config: TrainConfig) -> None:
     run_train(replace(config, optimizer="sgd", learning_rate=1e30), silent)
 
