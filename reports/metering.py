@@ -180,7 +180,8 @@ def _outside(view: View) -> list[str]:
     source = energy_source(view.test)
     if source == "unavailable":
         return []
-    domains = {str(d) for meter in meters(view) for d in meter.get("domains") or ()}
+    told = [meter.get("domains") for meter in meters(view)]
+    domains = {str(domain) for each in told if isinstance(each, list) for domain in each}
     if "board" in domains:
         return [
             "The meter covers everything behind one plug, so other loads on the machine are in the "

@@ -139,6 +139,17 @@ def test_a_second_reading_is_told_beside_the_counter(make_run: MakeRun) -> None:
     assert "power of GPU 0, lies +2.0% to +4.0% off the counter" in words
 
 
+@pytest.mark.parametrize("domains", [3, "gpu", None])
+def test_a_meter_whose_domains_are_no_list_is_told_without_them(
+    make_run: MakeRun, domains: Any
+) -> None:
+    def spoil(manifest: dict[str, Any]) -> None:
+        manifest["hardware"]["meters"][0]["domains"] = domains
+
+    words = " ".join(how_measured(with_manifest(make_run(), spoil)))
+    assert "Not covered" in words
+
+
 def test_modelled_energy_names_no_windows(view: View) -> None:
     words = " ".join(how_measured(view))
     assert "Modelled energy needs no windows" in words
