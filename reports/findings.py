@@ -287,6 +287,14 @@ def _heads(view: View) -> str | None:
     )
 
 
+FAR = 1.5
+"""Run over replay, or the reverse, from which on the replay is called no guide."""
+TOO_FAR = (
+    " So far apart, the replayed costs are no guide: something else was at work while one of them "
+    "was measured, or the parts cost other than they do together. Measure again on a quiet machine."
+)
+
+
 def _confirmed(view: View) -> str | None:
     """Whether the recommended setting was really run, and how near the replay was."""
     row = view.recommended
@@ -296,13 +304,14 @@ def _confirmed(view: View) -> str | None:
     role = view.role_of(row)
     for run in runs:
         if role is not None and view.role_of(run) == role and run["precision"] == row["precision"]:
-            gaps = [
-                f"{change(g, 1)} {_sourced(m, run)}"
-                for m in (LATENCY, ENERGY)
-                if (g := gap(run, m)) is not None
-            ]
-            off = f", {listing(gaps)} against its replay" if gaps else ""
-            return f"The recommended setting was really run ({run_label(view, run)}){off}."
+            gaps = {m.noun: (m, g) for m in (LATENCY, ENERGY) if (g := gap(run, m)) is not None}
+            told = [f"{change(g, 1)} {_sourced(m, run)}" for m, g in gaps.values()]
+            off = f", {listing(told)} against its replay" if told else ""
+            far = any(not 1 / FAR <= g <= FAR for _, g in gaps.values())
+            return (
+                f"The recommended setting was really run ({run_label(view, run)}){off}."
+                f"{TOO_FAR if far else ''}"
+            )
     return "The recommended setting itself was not really run; its costs are replayed."
 
 

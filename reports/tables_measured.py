@@ -76,8 +76,8 @@ def metered_table(view: View) -> Table | None:
         pd.DataFrame([_flat(row) for row in rows]),
         "Per sample. A request on a schedule includes the idle time until the next one, and its "
         "latency is the time until its answer. With simulated clocks the decisions are real and "
-        f"the costs are modelled. {notes} Marked: number of flags, told under How the energy was "
-        "measured.".replace("  ", " "),
+        f"the costs are modelled. {notes} Marked: number of flags, told under Where the energy "
+        "comes from.".replace("  ", " "),
         texts=3,
     )
 

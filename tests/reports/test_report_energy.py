@@ -12,7 +12,7 @@ import pytest
 from exitbench.harness.errors import ExitbenchError
 from exitbench.reports.figures_roofline import drawable, roofline
 from exitbench.reports.figures_tradeoff import latency_tradeoff
-from exitbench.reports.findings import headline, limits
+from exitbench.reports.findings import findings, headline, limits
 from exitbench.reports.findings_energy import energy_findings
 from exitbench.reports.lines import measured, staged
 from exitbench.reports.metering import flagged, how_measured
@@ -137,6 +137,21 @@ def test_a_second_reading_is_told_beside_the_counter(make_run: MakeRun) -> None:
 
     words = " ".join(how_measured(with_manifest(make_run(), add)))
     assert "power of GPU 0, lies +2.0% to +4.0% off the counter" in words
+
+
+@pytest.mark.parametrize(("factor", "told"), [(3.0, True), (0.3, True), (1.2, False)])
+def test_a_run_that_is_far_off_its_replay_is_called_so(
+    make_run: MakeRun, factor: float, told: bool
+) -> None:
+    def change(run: dict[str, Any]) -> dict[str, Any]:
+        return {**run, "latency_ms": factor * run["replay_latency_ms"], "energy_mj": None}
+
+    run = make_run()
+    path = run / "measurements.jsonl"
+    rows = [change(json.loads(line)) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (words,) = [each for each in findings(view_of(run)) if "was really run (" in each]
+    assert ("the replayed costs are no guide" in words) == told
 
 
 @pytest.mark.parametrize("domains", [3, "gpu", None])
