@@ -133,7 +133,12 @@ def chosen_settings(swept: pd.DataFrame, names: Sequence[str]) -> list[Setting]:
             continue
         plays = test.chosen_as.fillna("").str.split(";").apply(lambda roles, n=name: n in roles)
         if names and not plays.any():
-            known = sorted({r for roles in test.chosen_as.dropna() for r in roles.split(";")})
+            known = sorted({r for roles in test.chosen_as.dropna() for r in roles.split(";") if r})
+            if not known:
+                raise ExitbenchError(
+                    "sweep.csv has no test row with a role (column chosen_as), as if it were cut "
+                    "short; write it again with 'exitbench sweep'"
+                )
             raise ExitbenchError(
                 f"no setting plays the role {name!r} in sweep.csv; roles are {', '.join(known)}, "
                 "or give a row number"

@@ -215,6 +215,16 @@ def damaged(p: Place, name: str, old: str | None, new: str) -> Place:
     return p
 
 
+def cut_before_the_test_split(p: Place) -> Place:
+    """A sweep.csv that ends with the calibration rows, as a copy that broke off does."""
+    path = p.run / "sweep.csv"
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("test,")]
+    assert 1 < len(kept) < len(lines)
+    path.write_text("\n".join(kept) + "\n")
+    return p
+
+
 def again(p: Place, **changes: Any) -> None:
     """Trace into the directory of the finished study."""
     run_trace(replace(TraceConfig(p.ready(), p.inputs.vgg, device=CPU), **changes), silent)
@@ -330,6 +340,10 @@ OLD: dict[str, tuple[Case, list[str]]] = {
     "sweep without roles": (
         lambda p: live(damaged(p, "sweep.csv", "chosen_as", "chosen")),
         ["sweep.csv lacks the column(s) chosen_as", "'exitbench sweep'"],
+    ),
+    "sweep cut short": (
+        lambda p: live(cut_before_the_test_split(p), "full"),
+        ["sweep.csv has no test row with a role", "'exitbench sweep'"],
     ),
     "sweep with a word for beta": (
         lambda p: live(damaged(p, "sweep.csv", "softmax,0.", "softmax,abc0.")),
