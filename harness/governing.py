@@ -192,7 +192,8 @@ def device_of(
         profile = wanted
     if profile is None:
         raise NothingToGovern(
-            f"no hardware profile is known of {directory.path}; name one with --hardware"
+            f"no hardware profile is known of {directory.path}, whose costs were given and not "
+            "profiled here; name the device with --hardware, and its peaks price the network"
         )
     device_class = "gpu" if str(where.get("device")).startswith("cuda") else "cpu"
     busy = 1.0
@@ -286,7 +287,7 @@ def _keep(
             say(
                 f"govern {name} {precision}: changing the clock takes "
                 f"{each.points.switch_s * 1e3:.4g} ms, all that a request may take or more: no "
-                "governor can change it within one"
+                "governor can change it within one in time"
             )
         for line in _said(rows[rows["precision"] == precision]):
             say(f"govern {name} {precision}: {line}")

@@ -56,7 +56,7 @@ def elsewhere(profile: Profile) -> LevelList:
 
 
 def run_profile(known: Mapping[str, Any], device: str) -> Profile | None:
-    """The profile that a run was priced with; detected where the run does not say.
+    """The profile that a run was priced with; None where its costs were given, not taken here.
 
     Args:
         known: ``hardware`` of its manifest.
@@ -65,6 +65,8 @@ def run_profile(known: Mapping[str, Any], device: str) -> Profile | None:
     Raises:
         ExitbenchError: it is a file that is not there any more, or is wrong.
     """
+    if not known:
+        return None
     asked = known.get("asked", "auto")
     if asked == "auto" and known.get("profile"):
         asked = str(known["profile"])

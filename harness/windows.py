@@ -20,6 +20,7 @@ from .timing import median_interval
 Unit = Callable[[], object]
 
 _WIDEST = 10  # times the calls that the measured latency asks for; more would never end
+_SILENT = 10  # windows in a row that a meter may leave unresolved before it is given up
 _LATE = 1.1  # a round that would end later than this share of the time allowed is not begun
 
 
@@ -59,6 +60,9 @@ def take_windows(
 ) -> dict[str, list[Taken]]:
     """The windows of every unit, as many as the plan asks for.
 
+    A meter that leaves ten windows in a row unresolved is given up: it has died, and hours of
+    further windows would not be read either.
+
     Args:
         latencies_s: of every unit, seconds of a call.
         seed: seed of the order of the units.
@@ -75,7 +79,7 @@ def take_windows(
     # What was shuffled before a kill is not shuffled in the same way again.
     order = np.random.default_rng([seed, len(there)] if there else seed)
     narrowest_s = minimum_window_s(meter)
-    begin_s = clock() - sum(window.took_s for window in there)
+    begin_s, silent = clock() - sum(window.took_s for window in there), 0
     while going := _next_round(taken, plan):
         if allowed_s is not None and all(taken[name] for name in going):
             round_s = sum(taken[name][-1].took_s for name in going)
@@ -90,6 +94,9 @@ def take_windows(
             taken[name].append(window)
             keep(name, window)
             calls[name] = _calls_next(window, plan.window_s, most[name])
+            silent = 0 if window.energy_j is not None else silent + 1
+            if silent == _SILENT:
+                return taken
     return taken
 
 

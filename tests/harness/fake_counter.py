@@ -82,7 +82,8 @@ class CounterWindow:
         note = too_short(seconds, bench.update_period_s)
         joules = None if note else bench.counter_j - self.opened_j
         joules_of: dict[str, float | None] = {"gpu": joules, **self.meter.extra}
-        return Reading(seconds, joules_of, "measured", note, **self.meter.more)
+        more = {"note": note, **self.meter.more}
+        return Reading(seconds, joules_of, "measured", **more)
 
 
 def timing(seconds: float) -> Timing:

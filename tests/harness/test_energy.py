@@ -381,3 +381,30 @@ def test_the_device_is_waited_for_at_both_edges_of_an_energy_window() -> None:
         synchronise=lambda: events.append("wait"), sleep=bench.sleep, clock=bench,
     )  # fmt: skip
     assert events == ["wait", "open", "wait"] * 5
+
+
+def test_a_meter_that_dies_is_given_up_and_what_it_read_before_is_kept() -> None:
+    bench = Bench(power_w=100.0, update_period_s=0.001)
+    opened = [0]
+
+    class Dying(CounterMeter):
+        def open(self) -> CounterWindow:
+            opened[0] += 1
+            self.extra = {"gpu": None} if opened[0] > 7 else {}
+            self.more = {"note": "the meter was unplugged"} if opened[0] > 7 else {}
+            return super().open()
+
+    found = energies_of(bench, {str(n): 0.01 for n in range(4)}, meter=Dying(bench))
+    # Seven windows were read; ten in a row that were not are enough, of the twenty planned.
+    assert opened == [17]
+    assert found.units["0"].total_j == pytest.approx(1.0, rel=EDGES)
+    assert found.summary["tier"] == "below quick"
+    assert any("the meter was unplugged" in note for note in found.notes)
+
+
+def test_a_study_is_not_held_up_by_a_meter_that_never_answers() -> None:
+    bench = Bench(power_w=100.0, update_period_s=0.001)
+    meter = CounterMeter(bench, extra={"gpu": None}, more={"note": "the meter was unplugged"})
+    found = energies_of(bench, {str(n): 0.01 for n in range(60)}, meter=meter)
+    assert len(bench.windows) == 10
+    assert {energy.source for energy in found.units.values()} == {"unavailable"}
