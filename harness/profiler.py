@@ -106,6 +106,9 @@ def profile(
     batch = len(inputs)
     setting = _setting(prepared, batch)
     setting |= {"operating_point": operating_point, "clock_mhz": clock_mhz}
+    counted_of = {
+        part: _counts_of(part, counts, forecast_counts) for part in units if part != WHOLE
+    }
     rows = [
         {"kind": part[0], "index": part[1], "name": _name(part, counts)}
         | setting
@@ -113,9 +116,7 @@ def profile(
         | _latency_columns(timings[_label(part)], batch)
         | _energy_columns(energies.units[_label(part)], batch)
         | {"uncounted": counted.uncounted_text() or None}
-        for part in units
-        if part != WHOLE
-        for counted in (_counts_of(part, counts, forecast_counts),)
+        for part, counted in counted_of.items()
     ]
     whole = _whole(timings["whole"], energies.units["whole"], rows, batch)
     notes = (*_timing_notes(timings, limits), *energies.notes, *_residue_notes(whole))

@@ -78,6 +78,7 @@ OPTIONAL = {
     ),
 }
 SCENES = ("continuous", "periodic")
+GOVERNORS = ("fixed", "race-to-idle", "proportional", "deadline", "deadline-safe")
 WRITERS = {
     "cost.csv": "profile",
     **dict.fromkeys(("sweep.csv", "comparison.csv", "scenarios.csv"), "sweep"),

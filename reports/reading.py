@@ -19,6 +19,7 @@ from ..harness.files import read_json, sha256
 from .columns import (
     ENERGY_SOURCES,
     GOVERNED,
+    GOVERNORS,
     MISSING,
     NOT_NEGATIVE,
     OPTIONAL,
@@ -220,6 +221,11 @@ def _check(path: Path, kind: str, frame: pd.DataFrame) -> None:
     _check_sources(path, frame)
     if kind == "scenarios.csv":
         _check_scenes(path, frame)
+    if kind == GOVERNED:
+        unknown = ~frame["governor"].isin((*GOVERNORS, ""))
+        if unknown.any():
+            words = f"one of {', '.join(GOVERNORS)}, or an empty cell for the top clock"
+            _complain(path, frame["governor"], unknown, words)
 
 
 def _check_scenes(path: Path, frame: pd.DataFrame) -> None:

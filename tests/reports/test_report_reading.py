@@ -89,6 +89,13 @@ def test_a_wrong_table_of_governors_names_the_command_that_writes_it(run: Path) 
         read_run(run)
 
 
+def test_a_governor_that_nobody_knows_is_refused(run: Path) -> None:
+    table = next(run.glob("governed-*.csv"))
+    spoil(table, ",deadline-safe,", ",clairvoyant,")
+    with pytest.raises(ExitbenchError, match="column governor: 'clairvoyant' is wrong"):
+        read_run(run)
+
+
 def test_a_sweep_without_test_rows_is_refused(run: Path) -> None:
     text = (run / "sweep.csv").read_text().replace("\ntest,", "\ncalibration,")
     (run / "sweep.csv").write_text(text)
