@@ -13,10 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from ..models.blocks import State
+from .answers import LogitAnswers, Question
 from .policies import EveryExit, Full
 from .runtime.base import Prepared
 from .scheduler import Going, walk
-from .sources import LiveEvidence, LiveSource
+from .sources import LiveSource
 
 Forecast = Callable[[Tensor], object]
 Part = tuple[str, int]
@@ -61,9 +62,8 @@ def leads(part: Part) -> list[Part]:
 
 def _entered(prepared: Prepared, inputs: Tensor, everyone: np.ndarray) -> None:
     exits = prepared.num_exits
-    source = LiveSource(prepared, exits, inputs[: len(everyone)], everyone)
-    Going(Full(exits), source)
-    source.advance(1)
+    Going(Full(exits), LiveSource(prepared, exits, inputs[: len(everyone)], everyone))
+    prepared.run_segment(1, inputs[: len(everyone)])
 
 
 def _check(prepared: Prepared, number: int, state: State, logits: Tensor) -> Call:
@@ -74,7 +74,7 @@ def _check(prepared: Prepared, number: int, state: State, logits: Tensor) -> Cal
     """
     exits, count = prepared.num_exits, len(logits)
     everyone = np.arange(count)
-    confidence = LiveEvidence(everyone, logits, "softmax", None).confidence
+    confidence = LogitAnswers(logits, Question()).confidence
     limits = np.full(exits, np.inf if count == 1 else confidence.max(), np.float32)
     policy = EveryExit(limits, number)
     source = LiveSource(prepared, exits, state, everyone)

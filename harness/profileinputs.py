@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .answers import LogitAnswers, Question
 from .calibration import limits
 from .configs import ProfileConfig
 from .errors import ExitbenchError
@@ -47,10 +48,10 @@ def timed_forecast(subject: Subject, horizon: int, batch_size: int) -> Callable[
     exits, classes = subject.network.num_exits, subject.network.classes
     stack = convolution_stack(classes, DEFAULT_KERNEL, horizon).to(subject.device)
     predictor = ConvolutionPredictor(limits(np.ones(exits), 0.9))
-    rows = np.arange(batch_size)
+    rows, question = np.arange(batch_size), Question("softmax", stack)
 
     def forecast(logits: Tensor) -> object:
-        return predictor.jump(1, LiveEvidence(rows, logits, "softmax", stack), rows)
+        return predictor.jump(1, LiveEvidence(rows, LogitAnswers(logits, question)), rows)
 
     return forecast
 

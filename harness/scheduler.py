@@ -29,8 +29,8 @@ class Source(Protocol):
     def samples(self) -> IntArray:
         """Positions in the split of the samples still inside, shape (n,)."""
 
-    def advance(self, segment: int) -> None:
-        """Bring the samples still inside through ``segment`` (1..E + 1)."""
+    def advance(self, first: int, last: int) -> None:
+        """Bring the samples still inside through segments ``first`` to ``last`` (1..E + 1)."""
 
     def evidence(self, exit: int, rows: IntArray) -> Evidence:
         """Evidence at ``exit``, where the samples are now, of those in ``rows``."""
@@ -133,18 +133,18 @@ def walk(
     going = Going(policy, source)
     if steer is not None and len(going.inside):
         steer.begin(int(going.due.max()))
-    for exit in range(1, source.exits + 1):
-        if not len(going.inside):
-            return going.finish()
-        source.advance(exit)
-        # An exit at which nobody is due costs nothing but this comparison.
-        if going.next_due == exit:
-            going.check(exit, observe)
-            if steer is not None:
-                _tell(steer, going, exit)
+    at = 0  # the last segment that the samples inside have been through
+    while len(going.inside) and going.next_due <= source.exits:
+        exit = going.next_due
+        # What lies between two checks is one stretch: an exit where nobody is due costs nothing.
+        source.advance(at + 1, exit)
+        going.check(exit, observe)
+        if steer is not None:
+            _tell(steer, going, exit)
+        at = exit
     if not len(going.inside):
         return going.finish()
-    source.advance(source.exits + 1)
+    source.advance(at + 1, source.exits + 1)
     outcome = going.finish()
     if steer is not None:
         steer.end(source.exits + 1)

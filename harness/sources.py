@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..models.blocks import State
-from .criteria import CRITERIA, encode_rounds
+from .answers import Answers, LogitAnswers, Question
+from .criteria import CRITERIA
 from .evidence import Evidence, FloatArray, IntArray, decode_rounds
-from .predictors import convolve
+from .runtime.base import Prepared
 from .trace import Trace
 
 
 class LiveEvidence:
-    """Evidence computed from logits; the forecast only for those that ask for it."""
+    """A head's answers for samples of a split."""
 
-    def __init__(
-        self, samples: IntArray, logits: Tensor, criterion: str, stack: Tensor | None
-    ) -> None:
+    def __init__(self, samples: IntArray, answers: Answers) -> None:
         self.samples = samples
-        self._logits = logits
-        self._criterion = criterion
-        self._stack = stack
+        self._answers = answers
 
-    @cached_property
+    @property
     def label(self) -> IntArray:
-        labels: IntArray = self._logits.argmax(-1).cpu().numpy()
-        return labels
+        return self._answers.label
 
-    @cached_property
+    @property
     def confidence(self) -> FloatArray:
-        values = CRITERIA[self._criterion].confidence(self._logits).cpu().numpy()
-        return np.asarray(values)
+        return self._answers.confidence
 
     def rounds(self, rows: IntArray) -> FloatArray:
-        assert self._stack is not None, "the policy asks for rounds, but no kernel was given"
-        logits = self._logits
-        if len(rows) < len(logits):
-            logits = logits[torch.from_numpy(rows).to(logits.device)]
-        confidence = CRITERIA[self._criterion].confidence(convolve(logits, self._stack))
-        stored = encode_rounds(self._criterion, confidence).cpu().numpy()
-        return decode_rounds(CRITERIA[self._criterion].bounded, stored)
+        return self._answers.rounds(rows)
 
 
 class LiveSource:
     """A batch of images on its way through a prepared network.
+
+    ``advance`` only notes how far the samples are to be brought. They are brought there when
+    something is asked of them, so that a runtime may run the segments and the head in one go.
 
     Args:
         prepared: the network, as ``runtime.prepare`` gives it.
@@ -61,7 +50,7 @@ class LiveSource:
 
     def __init__(
         self,
-        prepared: Any,
+        prepared: Prepared,
         exits: int,
         images: State,
         samples: IntArray,
@@ -71,33 +60,53 @@ class LiveSource:
         self.exits = exits
         self.samples = samples
         self._prepared = prepared
-        self._state: Any = images
-        self._criterion = criterion
-        self._stack = stack
+        self._state: State = images
+        self._question = Question(criterion, stack)
+        self._owned = False  # the images are the caller's, later states are this source's own
+        self._ahead: tuple[int, int] | None = None
 
-    def place(self, state: Any, samples: IntArray) -> None:
+    def place(self, state: State, samples: IntArray) -> None:
         """Put other samples where these are; how the profiler repeats one step of a walk."""
-        self._state, self.samples = state, samples
+        self._state, self.samples, self._owned, self._ahead = state, samples, False, None
 
-    def advance(self, segment: int) -> None:
-        self._state = self._prepared.run_segment(segment, self._state)
+    def advance(self, first: int, last: int) -> None:
+        self._catch_up()
+        self._ahead = (first, last)
 
     def evidence(self, exit: int, rows: IntArray) -> Evidence:
-        state, samples = self._state, self.samples
-        if len(rows) < len(samples):
-            state, samples = self._select(rows), samples[rows]
-        logits = self._prepared.run_head(exit, state)
-        return LiveEvidence(samples, logits, self._criterion, self._stack)
+        if len(rows) == len(self.samples):
+            if self._ahead is None:
+                logits = self._prepared.run_head(exit, self._state)
+                return LiveEvidence(self.samples, LogitAnswers(logits, self._question))
+            (first, last), self._ahead = self._ahead, None
+            self._state, answers = self._prepared.run_check(
+                first, last, self._state, self._question, owned=self._owned
+            )
+            self._owned = True
+            return LiveEvidence(self.samples, answers)
+        self._catch_up()
+        logits = self._prepared.run_head(exit, self._select(rows))
+        return LiveEvidence(self.samples[rows], LogitAnswers(logits, self._question))
 
     def keep(self, rows: IntArray) -> None:
+        self._catch_up()
         self._state = self._select(rows)
+        self._owned = True
         self.samples = self.samples[rows]
 
     def classify(self) -> IntArray:
+        self._catch_up()
         answers: IntArray = self._prepared.run_classifier(self._state).argmax(-1).cpu().numpy()
         return answers
 
-    def _select(self, rows: IntArray) -> Any:
+    def _catch_up(self) -> None:
+        """Bring the samples to where ``advance`` wants them."""
+        if self._ahead is not None:
+            (first, last), self._ahead = self._ahead, None
+            self._state = self._prepared.run_stretch(first, last, self._state, owned=self._owned)
+            self._owned = True
+
+    def _select(self, rows: IntArray) -> State:
         return self._prepared.select(self._state, torch.from_numpy(rows))
 
 
@@ -140,7 +149,7 @@ class TraceSource:
         self._trace = trace
         self._criterion = criterion
 
-    def advance(self, segment: int) -> None:
+    def advance(self, first: int, last: int) -> None:
         return None
 
     def evidence(self, exit: int, rows: IntArray) -> Evidence:

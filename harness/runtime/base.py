@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ...models.blocks import State, main_path
 from ...models.network import ExitNetwork
+from ..answers import Answers, LogitAnswers, Question
 from .heads import FoldedHead
 from .plan import Plan
 
@@ -44,14 +46,35 @@ class Prepared(Protocol):
         are opaque: their type and scale belong to the runtime. The given state is left unchanged.
         """
 
+    def run_stretch(self, first: int, last: int, state: State, *, owned: bool = False) -> State:
+        """The state after segments ``first`` to ``last``, from the state before ``first``.
+
+        Args:
+            owned: the caller needs ``state`` no more, so that its memory may be used again. Never
+                for images.
+        """
+
     def run_head(self, number: int, state: State) -> Tensor:
         """Float32 logits (N, classes) of head ``number`` (1..E) on the state at its exit."""
+
+    def run_check(
+        self, first: int, last: int, state: State, question: Question, *, owned: bool = False
+    ) -> tuple[State, Answers]:
+        """The state after segments ``first`` to ``last`` and the answers of head ``last`` on it.
+
+        Args:
+            question: what is asked of the head.
+            owned: as in ``run_stretch``.
+        """
 
     def run_classifier(self, state: State) -> Tensor:
         """Float32 logits (N, classes) of the classifier on the state after segment E + 1."""
 
     def select(self, state: State, indices: Tensor) -> State:
-        """The state of the batch rows ``indices`` (int64), in that order."""
+        """The state of the batch rows ``indices`` (int64), in that order; a copy."""
+
+    def join(self, states: Sequence[State]) -> State:
+        """States at the same exit as one batch, rows in the order given; a copy."""
 
     def synchronise(self) -> None:
         """Wait until the device has finished all that was asked of it."""
@@ -74,14 +97,26 @@ class PlannedNetwork:
         """E: how many exits there are besides the classifier."""
         return len(self.heads)
 
-    @torch.inference_mode()
     def run_segment(self, number: int, state: State) -> State:
         """The state after segment ``number``; see ``Prepared``."""
-        if number == 1:
+        return self.run_stretch(number, number, state)
+
+    @torch.inference_mode()
+    def run_stretch(self, first: int, last: int, state: State, *, owned: bool = False) -> State:
+        """The state after segments ``first`` to ``last``; see ``Prepared``."""
+        if first == 1:
             state = self.plan.enter(main_path(state).to(self.device))
-        for step in self.plan.segments[number - 1]:
-            state = step(state)
+        for steps in self.plan.segments[first - 1 : last]:
+            for step in steps:
+                state = step(state)
         return state
+
+    def run_check(
+        self, first: int, last: int, state: State, question: Question, *, owned: bool = False
+    ) -> tuple[State, Answers]:
+        """The state and the answers of head ``last`` on it; see ``Prepared``."""
+        state = self.run_stretch(first, last, state, owned=owned)
+        return state, LogitAnswers(self.run_head(last, state), question)
 
     @torch.inference_mode()
     def run_head(self, number: int, state: State) -> Tensor:
@@ -103,6 +138,13 @@ class PlannedNetwork:
         if isinstance(state, tuple):
             return tuple(_rows(tensor, indices) for tensor in state)
         return _rows(state, indices)
+
+    @torch.inference_mode()
+    def join(self, states: Sequence[State]) -> State:
+        """States as one batch; see ``Prepared``."""
+        if isinstance(states[0], tuple):
+            return tuple(torch.cat(tensors) for tensors in zip(*states, strict=True))
+        return torch.cat([main_path(state) for state in states])
 
     def synchronise(self) -> None:
         """Wait until the device has finished; see ``Prepared``."""

@@ -181,9 +181,15 @@ class Worked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prepared, name)
 
-    def run_segment(self, number: int, state: Any) -> Any:
-        self.images += len(state) if number == 1 else 0
-        return self.prepared.run_segment(number, state)
+    def run_stretch(self, first: int, last: int, state: Any, *, owned: bool = False) -> Any:
+        self.images += len(state) if first == 1 else 0
+        return self.prepared.run_stretch(first, last, state, owned=owned)
+
+    def run_check(
+        self, first: int, last: int, state: Any, question: Any, *, owned: bool = False
+    ) -> Any:
+        self.images += len(state) if first == 1 else 0
+        return self.prepared.run_check(first, last, state, question, owned=owned)
 
     def open(self) -> WorkedWindow:
         return WorkedWindow(self, self.images, time.perf_counter())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exitbench.harness.answers import LogitAnswers
 from exitbench.harness.parts import WHOLE, leads, walk_parts
 from exitbench.harness.policies import EveryExit, Fixed
 from exitbench.harness.runtime.eager import prepare_eager
@@ -29,6 +30,12 @@ class Watched:
     def run_head(self, number: int, state: Any) -> Any:
         self.asked.append(("head", number, len(state)))
         return self.inner.run_head(number, state)
+
+    def run_check(
+        self, first: int, last: int, state: Any, question: Any, *, owned: bool = False
+    ) -> Any:
+        state = self.inner.run_stretch(first, last, state, owned=owned)
+        return state, LogitAnswers(self.run_head(last, state), question)
 
     def select(self, state: Any, indices: Any) -> Any:
         self.asked.append(("select", len(indices)))
@@ -67,7 +74,7 @@ def test_in_a_check_of_a_batch_one_sample_leaves_and_the_others_are_gathered(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     units, read = walk_parts(watched, images(5), None), []
-    label = LiveEvidence.label.func  # type: ignore[attr-defined]
+    label = LiveEvidence.label.fget
     monkeypatch.setattr(
         LiveEvidence, "label", property(lambda self: (read.append(1), label(self))[1])
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exitbench.harness.answers import LogitAnswers
 from exitbench.harness.calibration import limits, thresholds
 from exitbench.harness.criteria import CRITERIA
 from exitbench.harness.policies import EveryExit, Full, Oracle, Policy, Predictive
@@ -324,10 +325,15 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
-    def run_segment(self, number, state):
+    def run_stretch(self, first, last, state, *, owned=False):
         rows = len(state[0] if isinstance(state, tuple) else state)
-        self.segments[number] = self.segments.get(number, 0) + rows
-        return self.inner.run_segment(number, state)
+        for number in range(first, last + 1):
+            self.segments[number] = self.segments.get(number, 0) + rows
+        return self.inner.run_stretch(first, last, state, owned=owned)
+
+    def run_check(self, first, last, state, question, *, owned=False):
+        state = self.run_stretch(first, last, state, owned=owned)
+        return state, LogitAnswers(self.run_head(last, state), question)
 
     def run_head(self, number, state):
         rows = len(state[0] if isinstance(state, tuple) else state)
