@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...models.blocks import State, main_path
 from ...models.network import ExitNetwork
 from ..answers import Answers, LogitAnswers, Question
+from ..quantization import Dequantised
 from .heads import FoldedHead
 from .plan import Plan
 
@@ -80,6 +81,14 @@ class Prepared(Protocol):
         """Wait until the device has finished all that was asked of it."""
 
 
+class Lent(tuple[Tensor, ...]):
+    """(main path, shortcut) whose shortcut is a state that somebody else still needs.
+
+    A stretch that ends inside a block hands the state from before the block on as the shortcut.
+    Where that was the caller's, giving the pair away does not give it away too.
+    """
+
+
 @dataclass(frozen=True)
 class PlannedNetwork:
     """The ``Prepared`` of every runtime: a plan of its operators, and the heads in fp32."""
@@ -89,7 +98,7 @@ class PlannedNetwork:
     precision: str
     device: torch.device
     plan: Plan
-    heads: tuple[nn.Module, ...]
+    heads: tuple[FoldedHead, ...]
     classifier: nn.Module
 
     @property
@@ -105,11 +114,14 @@ class PlannedNetwork:
     def run_stretch(self, first: int, last: int, state: State, *, owned: bool = False) -> State:
         """The state after segments ``first`` to ``last``; see ``Prepared``."""
         if first == 1:
-            state = self.plan.enter(main_path(state).to(self.device))
+            state, owned = self.plan.enter(main_path(state).to(self.device)), False
+        spent = owned and not isinstance(state, Lent)
         for steps in self.plan.segments[first - 1 : last]:
             for step in steps:
-                state = step(state)
-        return state
+                state = step(state, spent)
+                # A step makes a new tensor; of a pair, the shortcut is the tensor that was before.
+                spent = spent or not isinstance(state, tuple)
+        return Lent(state) if isinstance(state, tuple) and not spent else state
 
     def run_check(
         self, first: int, last: int, state: State, question: Question, *, owned: bool = False
@@ -121,9 +133,7 @@ class PlannedNetwork:
     @torch.inference_mode()
     def run_head(self, number: int, state: State) -> Tensor:
         """Float32 logits of head ``number``; see ``Prepared``."""
-        features = self.plan.features[number - 1](main_path(state))
-        logits: Tensor = self.heads[number - 1](features)
-        return logits
+        return self.heads[number - 1](main_path(state))
 
     @torch.inference_mode()
     def run_classifier(self, state: State) -> Tensor:
@@ -153,16 +163,21 @@ class PlannedNetwork:
 
 
 def exit_modules(
-    network: ExitNetwork, device: torch.device
-) -> tuple[tuple[nn.Module, ...], nn.Module]:
-    """Folded copies of the heads and a copy of the classifier: fp32, eval mode, on ``device``."""
-    folded = [
-        FoldedHead(network.head(number), point.side)
-        for number, point in enumerate(network.exit_points, start=1)
-    ]
-    modules = nn.ModuleList([*folded, copy.deepcopy(network.classifier)])
-    modules.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
-    return tuple(modules[:-1]), modules[-1]
+    network: ExitNetwork, device: torch.device, plan: Plan | None = None
+) -> tuple[tuple[FoldedHead, ...], nn.Module]:
+    """Folded copies of the heads and a copy of the classifier: fp32, eval mode, on ``device``.
+
+    Args:
+        plan: whose states the heads are to read as they are; without one they read real numbers.
+    """
+    heads = []
+    for number, point in enumerate(network.exit_points, start=1):
+        features = None if plan is None else plan.features[number - 1]
+        grid = features.grid if isinstance(features, Dequantised) else None
+        heads.append(FoldedHead(network.head(number), point.side, device, grid))
+    classifier = copy.deepcopy(network.classifier)
+    classifier.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+    return tuple(heads), classifier
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:

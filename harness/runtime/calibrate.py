@@ -69,7 +69,7 @@ class _ObservingKit:
     def _show(self, run: Callable[..., Tensor], site: str) -> Callable[..., Tensor]:
         observer = self._seen.setdefault(site, Observer())
 
-        def shown(*inputs: Tensor) -> Tensor:
+        def shown(*inputs: Tensor | bool) -> Tensor:
             y = run(*inputs)
             self._look(observer, y)
             return y

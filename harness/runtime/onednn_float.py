@@ -90,7 +90,7 @@ class PackedKit:
         """relu(conv(x) + y)."""
         call = self.operators.conv_add
         rest = (*self._arguments(conv), "add", None, "relu", [], "")
-        return lambda x, y: call(x, y, *rest)
+        return lambda x, y, spent=False: call(x, y, *rest)
 
     def max_pool(self, side: int) -> Unary:
         """Largest value of each window."""

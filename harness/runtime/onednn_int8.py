@@ -20,7 +20,7 @@ from ..quantization import (
     CALIBRATION_IMAGES,
     PERCENTILE,
     Affine,
-    dequantise,
+    Dequantised,
     quantise,
     quantise_weight,
     sample_images,
@@ -103,8 +103,12 @@ class Int8Kit:
         call, other = self.operators.conv_sum, self.grids[shortcut]
         (*given, bias), geometry = self._arguments(conv, site, source)
         rest = (bias, *geometry, other.scale, other.zero_point, "sum", 1.0, "relu", [], "")
-        # The operator writes into its accumulator, and a state given to a segment stays as it is.
-        return lambda x, y: call(x, *given, y.clone(), *rest)
+
+        def run(x: Tensor, y: Tensor, spent: bool = False) -> Tensor:
+            # The operator writes into its accumulator.
+            return call(x, *given, y if spent else y.clone(), *rest)
+
+        return run
 
     def max_pool(self, side: int) -> Unary:
         """Largest value of each window; torch's own max pooling refuses uint8 maps above 11x11."""
@@ -120,8 +124,7 @@ class Int8Kit:
 
     def features(self, site: str) -> Unary:
         """The tensor in float32."""
-        grid = self.grids[site]
-        return lambda x: dequantise(x, grid)
+        return Dequantised(self.grids[site])
 
     def _arguments(
         self, conv: Convolution, site: str, source: str
@@ -130,8 +133,11 @@ class Int8Kit:
         given, out = self.grids[source], self.grids[site]
         weight, scales = quantise_weight(conv.weight.cpu())
         geometry = (list(conv.stride), list(conv.padding), [1, 1], 1)
+        # Told the map's side, oneDNN packs for it, good for any batch size; not told, it would lay
+        # out the weights of small maps anew at every call.
+        shape = [1, weight.shape[1], conv.side, conv.side]
         packed = self.operators.prepack(
-            weight, scales, given.scale, given.zero_point, *geometry, None
+            weight, scales, given.scale, given.zero_point, *geometry, shape
         )
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         before = (given.scale, given.zero_point, packed, scales, zeros, conv.bias.cpu().clone())
@@ -164,7 +170,7 @@ def check_operators(operators: Operators) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.empty(32, 64, 3, 3).uniform_(-1, 1, generator=generator)
     bias = torch.empty(32).uniform_(-1, 1, generator=generator)
-    conv = Convolution(weight, bias, (1, 1), (1, 1))
+    conv = Convolution(weight, bias, (1, 1), (1, 1), side=6)
     grids = {"x": Affine(0.02, 7), "y": Affine(0.1, 120), "plain": Affine(0.5, 128),
              "relu": Affine(0.3, 0)}  # fmt: skip
     x, y = (
@@ -206,7 +212,7 @@ def prepare_int8(
     plan = make_plan(network, Int8Kit(grids, find_operators()))
     compare_with_reference(plan, make_plan(network, ReferenceKit(grids)), sample_images(images, 2))
     error = compare_with_fp32(plan, network, sample_images(images, 32))
-    heads, classifier = exit_modules(network, device)
+    heads, classifier = exit_modules(network, device, plan)
     taken = f"{PERCENTILE} percentiles" if ranges == "percentile" else "extremes"
     words = (
         "int8 by oneDNN's quantised convolutions: weights per channel, activations uint8, ranges "

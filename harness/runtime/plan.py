@@ -8,7 +8,7 @@ unit's name, ``NAME.project`` for a projected shortcut, ``input`` for the images
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -21,19 +21,44 @@ from ..errors import ExitbenchError
 
 INPUT = "input"
 
-Step = Callable[[State], State]
 Unary = Callable[[Tensor], Tensor]
-Binary = Callable[[Tensor, Tensor], Tensor]
+
+
+class Binary(Protocol):
+    """f(x, y) as a new tensor; or in the memory of y, where that is ``spent`` (needed no more)."""
+
+    def __call__(self, x: Tensor, y: Tensor, spent: bool = False, /) -> Tensor: ...
+
+
+class Step(Protocol):
+    """The state after a unit; the one before it stays as it is, unless it is ``spent``."""
+
+    def __call__(self, state: State, spent: bool = False, /) -> State: ...
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with its batch norm folded in: float32 weight (K, C, h, w) and bias (K,)."""
+    """A convolution with its batch norm folded in.
+
+    Attributes:
+        weight: float32 (K, C, h, w).
+        bias: float32 (K,).
+        side: height and width of the map that it reads.
+    """
 
     weight: Tensor
     bias: Tensor
     stride: tuple[int, int]
     padding: tuple[int, int]
+    side: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor between units: its name, and the height and width of its map."""
+
+    name: str
+    side: int
 
 
 class Kit(Protocol):
@@ -46,7 +71,7 @@ class Kit(Protocol):
         """conv(x), or relu(conv(x))."""
 
     def conv_add(self, conv: Convolution, site: str, source: str, shortcut: str) -> Binary:
-        """relu(conv(x) + y), with y the tensor at site ``shortcut``, left unchanged."""
+        """relu(conv(x) + y), with y the tensor at site ``shortcut``."""
 
     def max_pool(self, side: int) -> Unary:
         """Largest value of each ``side`` x ``side`` window, windows not overlapping."""
@@ -78,7 +103,7 @@ def make_plan(network: ExitNetwork, kit: Kit) -> Plan:
     Raises:
         ExitbenchError: a unit that no runtime knows how to fold.
     """
-    sites: tuple[str, ...] = (INPUT,)
+    sites: tuple[Site, ...] = (Site(INPUT, network.input_side),)
     segments, features, names = [], [], []
     for number in range(1, network.num_exits + 2):
         steps = []
@@ -87,7 +112,7 @@ def make_plan(network: ExitNetwork, kit: Kit) -> Plan:
             step, sites = _step(unit, name, sites, kit)
             steps.append(step)
         segments.append(tuple(steps))
-        features.append(kit.features(sites[0]))
+        features.append(kit.features(sites[0].name))
         names.append(tuple(name for name, _ in units))
     return Plan(kit.enter(), tuple(segments), tuple(features), tuple(names))
 
@@ -103,8 +128,8 @@ def run_plan(plan: Plan, images: Tensor) -> Tensor:
     return plan.features[-1](state)
 
 
-def fold(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
-    """One convolution that equals ``norm(conv(x))`` in evaluation mode.
+def fold(conv: nn.Conv2d, norm: nn.Module, side: int) -> Convolution:
+    """One convolution that equals ``norm(conv(x))`` in evaluation mode, on maps of ``side``.
 
     Raises:
         ExitbenchError: the pair is not a plain convolution and its batch norm.
@@ -123,13 +148,13 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
     assert isinstance(padding, tuple)
     return Convolution(
         weight.detach().float(), bias.detach().float(),
-        (stride[0], stride[1]), (padding[0], padding[1]),
+        (stride[0], stride[1]), (padding[0], padding[1]), side,
     )  # fmt: skip
 
 
 def _step(
-    unit: nn.Module, name: str, sites: tuple[str, ...], kit: Kit
-) -> tuple[Step, tuple[str, ...]]:
+    unit: nn.Module, name: str, sites: tuple[Site, ...], kit: Kit
+) -> tuple[Step, tuple[Site, ...]]:
     for kind, make in _STEPS.items():
         if isinstance(unit, kind):
             return make(unit, name, sites, kit)
@@ -140,53 +165,76 @@ def _step(
 
 
 def _conv_block(
-    unit: ConvBlock, name: str, sites: tuple[str, ...], kit: Kit
-) -> tuple[Step, tuple[str, ...]]:
-    run = kit.conv(fold(unit.conv, unit.bn), name, sites[0], relu=True)
-    return run, (name,)  # type: ignore[return-value]
+    unit: ConvBlock, name: str, sites: tuple[Site, ...], kit: Kit
+) -> tuple[Step, tuple[Site, ...]]:
+    run, site = _conv(unit.conv, unit.bn, name, sites[0], kit)
+    return _alone(run), (site,)
 
 
 def _max_pool(
-    unit: nn.MaxPool2d, name: str, sites: tuple[str, ...], kit: Kit
-) -> tuple[Step, tuple[str, ...]]:
-    side = unit.kernel_size
-    if not isinstance(side, int) or unit.stride != side or unit.padding or unit.ceil_mode:
+    unit: nn.MaxPool2d, name: str, sites: tuple[Site, ...], kit: Kit
+) -> tuple[Step, tuple[Site, ...]]:
+    window = unit.kernel_size
+    if not isinstance(window, int) or unit.stride != window or unit.padding or unit.ceil_mode:
         raise ExitbenchError(f"cannot prepare unit {name!r}: {unit} has overlapping windows")
-    return kit.max_pool(side), sites  # type: ignore[return-value]
+    (site,) = sites
+    return _alone(kit.max_pool(window)), (replace(site, side=site.side // window),)
 
 
 def _residual_start(
-    unit: ResidualStart, name: str, sites: tuple[str, ...], kit: Kit
-) -> tuple[Step, tuple[str, ...]]:
-    first = kit.conv(fold(unit.first.conv, unit.first.bn), name, sites[0], relu=True)
+    unit: ResidualStart, name: str, sites: tuple[Site, ...], kit: Kit
+) -> tuple[Step, tuple[Site, ...]]:
+    first, site = _conv(unit.first.conv, unit.first.bn, name, sites[0], kit)
 
-    def step(state: State) -> State:
-        assert isinstance(state, Tensor)
+    def step(state: State, spent: bool = False) -> State:
+        assert not isinstance(state, tuple)
         return first(state), state
 
-    return step, (name, sites[0])
+    return step, (site, sites[0])
 
 
 def _residual_end(
-    unit: ResidualEnd, name: str, sites: tuple[str, ...], kit: Kit
-) -> tuple[Step, tuple[str, ...]]:
+    unit: ResidualEnd, name: str, sites: tuple[Site, ...], kit: Kit
+) -> tuple[Step, tuple[Site, ...]]:
     main_site, shortcut_site = sites
     project: Unary | None = None
     if unit.project is not None:
         conv, norm = unit.project
         assert isinstance(conv, nn.Conv2d)
-        project = kit.conv(fold(conv, norm), f"{name}.project", shortcut_site, relu=False)
-        shortcut_site = f"{name}.project"
-    add = kit.conv_add(fold(unit.conv, unit.bn), name, main_site, shortcut_site)
+        project, shortcut_site = _conv(
+            conv, norm, f"{name}.project", shortcut_site, kit, relu=False
+        )
+    folded = fold(unit.conv, unit.bn, main_site.side)
+    add = kit.conv_add(folded, name, main_site.name, shortcut_site.name)
 
-    def step(state: State) -> State:
+    def step(state: State, spent: bool = False) -> State:
         main, shortcut = state
-        return add(main, shortcut if project is None else project(shortcut))
+        if project is None:
+            return add(main, shortcut, spent)
+        return add(main, project(shortcut), True)
 
-    return step, (name,)
+    return step, (replace(main_site, name=name),)
 
 
-_STEPS: dict[type[nn.Module], Callable[..., tuple[Step, tuple[str, ...]]]] = {
+def _conv(
+    conv: nn.Conv2d, norm: nn.Module, name: str, source: Site, kit: Kit, relu: bool = True
+) -> tuple[Unary, Site]:
+    """The operator, and the site of what it makes."""
+    folded = fold(conv, norm, source.side)
+    (window, _), (stride, _), (padding, _) = conv.kernel_size, folded.stride, folded.padding
+    side = (source.side + 2 * padding - window) // stride + 1
+    return kit.conv(folded, name, source.name, relu), Site(name, side)
+
+
+def _alone(run: Unary) -> Step:
+    def step(state: State, spent: bool = False) -> State:
+        assert not isinstance(state, tuple)
+        return run(state)
+
+    return step
+
+
+_STEPS: dict[type[nn.Module], Callable[..., tuple[Step, tuple[Site, ...]]]] = {
     ConvBlock: _conv_block,
     nn.MaxPool2d: _max_pool,
     ResidualStart: _residual_start,

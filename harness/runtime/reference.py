@@ -47,7 +47,7 @@ class ReferenceKit:
     def conv_add(self, conv: Convolution, site: str, source: str, shortcut: str) -> Binary:
         """relu(conv(x) + y), rounded to the grid of ``site``."""
         run, other, out = self._conv(conv, source), self.grids[shortcut], self.grids[site]
-        return lambda x, y: quantise((run(x) + dequantise(y, other)).relu(), out)
+        return lambda x, y, spent=False: quantise((run(x) + dequantise(y, other)).relu(), out)
 
     def max_pool(self, side: int) -> Unary:
         """Largest value of each window."""

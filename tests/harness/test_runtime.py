@@ -15,7 +15,7 @@ from exitbench.harness.runtime import (
     onednn_int8,
     prepare,
 )
-from exitbench.models.blocks import State
+from exitbench.models.blocks import State, main_path
 from exitbench.models.network import ExitNetwork
 from exitbench.models.registry import ModelArguments, build
 from torch import Tensor, nn
@@ -211,6 +211,43 @@ def test_a_segment_leaves_the_given_state_as_it_was(
         after = prepared.run_segment(number, state)
         assert all(torch.equal(a, b) for a, b in zip(before, tensors(state), strict=True))
         state = after
+
+
+@pytest.mark.parametrize(("model", "precision", "runtime"), CASES)
+def test_a_stretch_gives_what_its_segments_give(
+    trained: dict[str, ExitNetwork], model: str, precision: str, runtime: str
+) -> None:
+    prepared = ready(trained[model], precision, runtime)
+    images = pictures(3, seed=5)[0]
+    wanted = all_states(prepared, images)
+    assert images.equal(pictures(3, seed=5)[0])
+    last = prepared.num_exits + 1
+    for middle in range(1, last):
+        # Given away, so that operators may write into what they are given.
+        state = prepared.run_stretch(1, middle, images)
+        state = prepared.run_stretch(middle + 1, last, state, owned=True)
+        assert all(
+            torch.equal(a, b) for a, b in zip(tensors(state), tensors(wanted[-1]), strict=True)
+        )
+    assert images.equal(pictures(3, seed=5)[0])
+
+
+@pytest.mark.parametrize(("precision", "runtime"), [c[1:] for c in CASES if c[0] == "resnet34"])
+def test_giving_a_pair_away_does_not_give_away_the_state_that_it_came_from(
+    trained: dict[str, ExitNetwork], precision: str, runtime: str
+) -> None:
+    network = build("resnet34", ModelArguments(classes=CLASSES, width=0.125))
+    network.load_state_dict(trained["resnet34"].state_dict(), strict=False)
+    prepared = ready(network.eval(), precision, runtime)
+    images = pictures(3, seed=5)[0]
+    before = prepared.run_stretch(1, 2, images)  # the end of the first block
+    kept = main_path(before).clone()
+    between = prepared.run_segment(3, before)
+    assert tensors(between)[1].data_ptr() == main_path(before).data_ptr(), "no copy is made"
+    after = prepared.run_stretch(4, 4, between, owned=True)
+    assert torch.equal(main_path(before), kept)
+    rows = prepared.select(between, torch.arange(3))
+    assert torch.equal(main_path(prepared.run_segment(4, rows)), main_path(after))
 
 
 @pytest.mark.parametrize("model", MODELS)
