@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
 
 from .errors import ExitbenchError
+
+_FAST_FP16 = {(5, 3), (6, 0), (6, 2)}
+"""Compute capabilities below 7.0 with fast fp16; the others have it at 1/64 of fp32's rate.
+NVIDIA, "CUDA C++ Programming Guide", throughput of native arithmetic instructions."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -76,3 +82,39 @@ def has_fast_bf16(device: torch.device) -> bool:
     # torch has no public question for this that is as narrow: mkldnn's own answer is yes on every
     # AVX-512 CPU, where emulated bfloat16 is slower than float32.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def has_fast_fp16(device: torch.device) -> bool:
+    """Whether the device computes in float16 by its own instructions, at more than fp32's rate."""
+    if device.type != "cuda":
+        return False
+    capability = torch.cuda.get_device_capability(device)
+    return capability >= (7, 0) or capability in _FAST_FP16
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether the device has TF32: NVIDIA GPUs from Ampere (compute capability 8.0) on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@contextmanager
+def fp32_on_cuda(convolutions: str = "ieee", products: str = "ieee") -> Iterator[None]:
+    """Within the block, how CUDA multiplies fp32 values; afterwards as it was before.
+
+    torch lets convolutions use TF32 unless told otherwise, so fp32 is fp32 only in such a block.
+    What was captured in one keeps its way of computing.
+
+    Args:
+        convolutions: ``ieee``, all bits; or ``tf32``, factors rounded to 10 bits of fraction.
+        products: the same of matrix products.
+    """
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    # Read by the settings' own names: the older allow_tf32 raises once the two were set apart.
+    before = [each.fp32_precision for each in settings]
+    for each, wanted in zip(settings, (convolutions, products), strict=True):
+        each.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        for each, earlier in zip(settings, before, strict=True):
+            each.fp32_precision = earlier

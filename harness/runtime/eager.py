@@ -130,7 +130,7 @@ def prepare_eager(
     kind = PlannedNetwork
     if device.type == "cuda":
         kind = EagerOnCuda
-        words += ", TF32 on for the convolutions" if precision == "tf32" else ", TF32 off"
+        words += {"fp32": ", TF32 off", "tf32": " (TF32)"}.get(precision, "")
     return kind(NAME, words, precision, device, plan, heads, classifier)
 
 
