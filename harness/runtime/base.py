@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,8 +72,12 @@ class Prepared(Protocol):
     def run_classifier(self, state: State) -> Tensor:
         """Float32 logits (N, classes) of the classifier on the state after segment E + 1."""
 
-    def select(self, state: State, indices: Tensor) -> State:
-        """The state of the batch rows ``indices`` (int64), in that order; a copy."""
+    def select(self, state: State, indices: Tensor, *, owned: bool = False) -> State:
+        """The state of the batch rows ``indices`` (int64), in that order; a copy unless owned.
+
+        Args:
+            owned: as in ``run_stretch``: rows that stay where they are need not be copied.
+        """
 
     def join(self, states: Sequence[State]) -> State:
         """States at the same exit as one batch, rows in the order given; a copy."""
@@ -142,12 +147,17 @@ class PlannedNetwork:
         return logits
 
     @torch.inference_mode()
-    def select(self, state: State, indices: Tensor) -> State:
+    def select(self, state: State, indices: Tensor, *, owned: bool = False) -> State:
         """The state of the batch rows ``indices``; see ``Prepared``."""
-        indices = indices.to(self.device)
-        if isinstance(state, tuple):
-            return tuple(_rows(tensor, indices) for tensor in state)
-        return _rows(state, indices)
+        tensors = state if isinstance(state, tuple) else (state,)
+        spent = owned and self.device.type == "cpu" and not isinstance(state, Lent)
+        moves = _moves(indices) if spent else None
+        if moves is None:
+            indices = indices.to(self.device)
+            found = tuple(_rows(tensor, indices) for tensor in tensors)
+        else:
+            found = tuple(_moved(tensor, moves, len(indices)) for tensor in tensors)
+        return found if isinstance(state, tuple) else found[0]
 
     @torch.inference_mode()
     def join(self, states: Sequence[State]) -> State:
@@ -178,6 +188,26 @@ def exit_modules(
     classifier = copy.deepcopy(network.classifier)
     classifier.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
     return tuple(heads), classifier
+
+
+def _moves(indices: Tensor) -> list[tuple[int, int]] | None:
+    """(from, to) of the rows that a selection moves; None where they had better all be copied.
+
+    Rows can move one by one if each comes from beyond the selection. Few are then faster to move
+    than all to copy: the others stay where they are.
+    """
+    wanted = indices.numpy()
+    places = np.flatnonzero(wanted != np.arange(len(wanted)))
+    sources = wanted[places]
+    if 2 * len(places) >= len(wanted) or (sources < len(wanted)).any():
+        return None
+    return list(zip(sources.tolist(), places.tolist(), strict=True))
+
+
+def _moved(tensor: Tensor, moves: list[tuple[int, int]], count: int) -> Tensor:
+    for source, place in moves:
+        tensor[place].copy_(tensor[source])
+    return tensor[:count]
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
