@@ -54,11 +54,21 @@ class Timed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prepared, name)
 
-    def run_segment(self, number: int, state: Any) -> Any:
-        if number == 1:
+    def run_stretch(self, first: int, last: int, state: Any, *, owned: bool = False) -> Any:
+        self._take_time(first, last)
+        return self.prepared.run_stretch(first, last, state, owned=owned)
+
+    def run_check(
+        self, first: int, last: int, state: Any, question: Any, *, owned: bool = False
+    ) -> Any:
+        self._take_time(first, last)
+        return self.prepared.run_check(first, last, state, question, owned=owned)
+
+    def _take_time(self, first: int, last: int) -> None:
+        if first == 1:
             self.served.append(self.machine.now_s)
-        self.machine.unit(SEGMENT_S)()
-        return self.prepared.run_segment(number, state)
+        for _ in range(first, last + 1):
+            self.machine.unit(SEGMENT_S)()
 
 
 def bench_of(
