@@ -14,7 +14,7 @@ from typing import Literal
 Criterion = Literal["softmax", "activation", "margin", "entropy", "reference"]
 Policy = Literal["full", "every-exit", "predictive", "fixed", "oracle"]
 Predictor = Literal["convolution", "table", "constant", "perfect"]
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 Model = Literal["vgg19", "resnet34"]
 TrainMode = Literal["normal", "original", "exits", "joint"]
 Tier = Literal["quick", "standard", "publish"]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 
 import psutil
 import torch
 
-from .devices import has_fast_bf16
+from .devices import fp32_on_cuda, has_fast_bf16
 
 Clock = Callable[[], float]
 
@@ -142,7 +142,7 @@ def product(format_: str, side: int, device: torch.device) -> Load:
     left, right = left.to(device), right.to(device)
 
     def run() -> object:
-        with _tf32(format_ == "tf32"):
+        with _fp32(device, "tf32" if format_ == "tf32" else "ieee"):
             return call(left, right)
 
     return Load(f"{format_} matrix product {side} x {side}", run, 2.0 * side**3)
@@ -173,8 +173,10 @@ def convolution(device: torch.device) -> Load:
     image = image.to(device, memory_format=order)
     weight = weight.to(device, memory_format=order)
 
+
     def run() -> object:
-        return torch.nn.functional.conv2d(image, weight, padding=1)
+        with _fp32(device):
+            return torch.nn.functional.conv2d(image, weight, padding=1)
 
     macs = _CHANNELS * _CHANNELS * _KERNEL**2 * _SIDE**2
     return Load(
@@ -185,15 +187,8 @@ def convolution(device: torch.device) -> Load:
     )
 
 
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    settings = torch.backends.cuda.matmul
-    before = settings.allow_tf32
-    settings.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        settings.allow_tf32 = before
+def _fp32(device: torch.device, products: str = "ieee") -> AbstractContextManager[None]:
+    return fp32_on_cuda(products=products) if device.type == "cuda" else nullcontext()
 
 
 def _int8_works(device: torch.device) -> bool:

@@ -22,7 +22,13 @@ from .costs import CostTable
 from .errors import ExitbenchError
 from .profiler import ELEMENT_BYTES
 
-PEAK_OF = {"fp32": "fp32_gflops", "bf16": "bf16_gflops", "int8": "int8_gops"}
+PEAK_OF = {
+    "fp32": "fp32_gflops",
+    "tf32": "tf32_gflops",
+    "bf16": "bf16_gflops",
+    "fp16": "fp16_gflops",
+    "int8": "int8_gops",
+}
 DEFAULTS: Mapping[str, Figure] = {
     "efficiency": Figure(0.5, "no figure; share of the peak that a part reaches", True),
     "bandwidth_efficiency": Figure(0.7, "no figure", True),
@@ -191,7 +197,8 @@ def _single(table: CostTable, precision: str) -> pd.DataFrame:
         )
     source = precision if precision in known else known[0]
     own = single[single["precision"] == source]
-    own = own[own["operating_point"] == own["operating_point"].iloc[0]].copy()
+    own = own[own["operating_point"] == own["operating_point"].iloc[0]]
+    own = own[own["kind"] != "gather"].copy()  # single samples are not gathered
     size = ELEMENT_BYTES[precision] / ELEMENT_BYTES[source]
     segments = own["kind"] == "segment"
     own["bytes"] = own["bytes"].astype("Float64").where(~segments, own["bytes"] * size)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..models.counting import forecast_counts
 from .choose import comparison, cost_column, mark, ranking_words
-from .configs import SweepConfig
+from .configs import Precision, SweepConfig
 from .costs import CostTable, Prices
 from .errors import ExitbenchError
 from .files import write_text
@@ -93,7 +93,7 @@ def make_grid(config: SweepConfig) -> Grid:
 
 def traced_precisions(directory: RunDirectory, wanted: tuple[str, ...] | None) -> list[str]:
     """The precisions whose traces a run directory holds, fp32 first."""
-    known = [p for p in ("fp32", "bf16", "int8") if directory.trace("test", p).is_file()]
+    known = [p for p in get_args(Precision) if directory.trace("test", p).is_file()]
     missing = [p for p in wanted or () if p not in known]
     if missing or not known:
         raise ExitbenchError(

@@ -23,8 +23,10 @@ from .words import figures, listing
 
 TITLE = "Roofline: arithmetic reached against arithmetic intensity"
 ROOFS: dict[str, tuple[tuple[str, str], ...]] = {
-    "fp32": (("fp32_gflops", "fp32"), ("tf32_gflops", "TF32")),
+    "fp32": (("fp32_gflops", "fp32"),),
+    "tf32": (("tf32_gflops", "TF32"),),
     "bf16": (("bf16_gflops", "bf16"), ("fp16_gflops", "fp16")),
+    "fp16": (("fp16_gflops", "fp16"),),
     "int8": (("int8_gops", "int8"),),
 }
 """Peaks of a hardware profile that are a precision's roofs, and their names; of the two for bf16

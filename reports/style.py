@@ -49,7 +49,14 @@ PREDICTOR_LOOKS = {
     "constant": Look(GREEN, (0, (1, 1.4)), "^", 5),
     "perfect": Look(PURPLE, (0, (4, 1.5, 1, 1.5)), "x", 5),
 }
-PRECISION_LOOKS = {"fp32": (BLUE, ""), "bf16": (ORANGE, "////"), "int8": (GREEN, "....")}
+PRECISION_LOOKS = {
+    "fp32": (BLUE, ""),
+    "tf32": (SKY, "----"),
+    "bf16": (ORANGE, "////"),
+    "fp16": (PURPLE, "xxxx"),
+    "int8": (GREEN, "...."),
+}
+"""Colour and hatch."""
 OTHER = Look(BLACK, "-", "D")
 
 RC: dict[str, Any] = {

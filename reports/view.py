@@ -20,7 +20,7 @@ from .words import figures, listing, millions
 
 Setting = dict[str, Any]
 
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
 PREDICTIVE = ("predictive", "predictive-table", "predictive-constant")
 CHOSEN_ROLES = ("fixed", "every-exit", "every-exit-best", *PREDICTIVE, "perfect-predictor")
 BOUNDS = ("perfect-predictor", "oracle")
@@ -198,7 +198,7 @@ def cost_rows(view: View) -> pd.DataFrame | None:
     for column, value in view.place.items():
         same = _at(cost, {column: value})
         cost = same if len(same) else _at(cost, {column: cost[column].iloc[0]})
-    return cost
+    return cost[cost["kind"] != "gather"]  # no part of what a sample pays
 
 
 def _accuracy_loss(manifest: dict[str, Any]) -> float:

@@ -25,7 +25,8 @@ class Prepared(Protocol):
     Attributes:
         name: the runtime, as in ``registry.RUNTIMES``.
         words: one sentence on what runs, and why if something faster does not.
-        precision: ``fp32``, ``bf16`` or ``int8``; of the backbone, heads are always fp32.
+        precision: ``fp32``, ``tf32``, ``bf16``, ``fp16`` or ``int8``; of the backbone, heads are
+            always fp32.
         device: where it runs.
         num_exits: E.
     """

@@ -12,13 +12,16 @@ from ...models.network import ExitNetwork
 from ..devices import resolve_device
 from ..errors import ExitbenchError
 from ..quantization import DEFAULT_RANGES
-from . import eager, onednn_float, onednn_int8
+from . import cudagraph, eager, onednn_float, onednn_int8
 from .base import PlannedNetwork, Prepared
+from .cudagraph_network import GraphNetwork
 
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
 
 Unavailable = Callable[[str, torch.device], str | None]
-Prepare = Callable[[ExitNetwork, str, torch.device, Tensor | None, str], PlannedNetwork]
+Prepare = Callable[
+    [ExitNetwork, str, torch.device, Tensor | None, str], PlannedNetwork | GraphNetwork
+]
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,33 @@ class Runtime:
 
     Attributes:
         precisions: those that it is tried for.
+        devices: the types of device that it is tried on, where others can run the precision.
         unavailable: why it cannot run a precision on a device; None if it can.
         prepare: a network made ready; may still fail in its self-test.
     """
 
     precisions: tuple[str, ...]
+    devices: tuple[str, ...]
     unavailable: Unavailable
     prepare: Prepare
 
 
 RUNTIMES: dict[str, Runtime] = {
-    onednn_float.NAME: Runtime(
-        ("fp32", "bf16"), onednn_float.unavailable, onednn_float.prepare_packed
+    cudagraph.NAME: Runtime(
+        ("fp32", "tf32", "bf16", "fp16"),
+        ("cuda",),
+        cudagraph.unavailable,
+        cudagraph.prepare_graphs,
     ),
-    onednn_int8.NAME: Runtime(("int8",), onednn_int8.unavailable, onednn_int8.prepare_int8),
-    eager.NAME: Runtime(("fp32", "bf16"), eager.unavailable, eager.prepare_eager),
+    onednn_float.NAME: Runtime(
+        ("fp32", "bf16"), ("cpu",), onednn_float.unavailable, onednn_float.prepare_packed
+    ),
+    onednn_int8.NAME: Runtime(
+        ("int8",), ("cpu",), onednn_int8.unavailable, onednn_int8.prepare_int8
+    ),
+    eager.NAME: Runtime(
+        ("fp32", "tf32", "bf16", "fp16"), ("cpu", "cuda"), eager.unavailable, eager.prepare_eager
+    ),
 }
 """By name, the fastest first: the first one that can serves."""
 
@@ -50,7 +65,7 @@ def availability(precision: str, device: str | torch.device = "cpu") -> str | No
     """None if ``precision`` can run on ``device`` of this machine, else the reason in words."""
     try:
         where = _device(device)
-        candidates = _candidates(precision, None)
+        candidates = _candidates(precision, None, where)
     except ExitbenchError as error:
         return str(error)
     reasons = [RUNTIMES[name].unavailable(precision, where) for name in candidates]
@@ -73,7 +88,7 @@ def prepare(
 
     Args:
         network: in any mode; batch norm uses its running statistics.
-        precision: ``fp32``, ``bf16`` or ``int8``.
+        precision: one of PRECISIONS.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``.
         calibration_images: (N, 3, side, side), float32, normalised; int8 needs them.
         runtime: a name in RUNTIMES; None chooses.
@@ -84,7 +99,7 @@ def prepare(
     """
     where = _device(device)
     reasons: list[str] = []
-    for name in _candidates(precision, runtime):
+    for name in _candidates(precision, runtime, where):
         reason = RUNTIMES[name].unavailable(precision, where)
         if reason is None:
             try:
@@ -104,11 +119,13 @@ def _device(device: str | torch.device) -> torch.device:
     return resolve_device(str(device))
 
 
-def _candidates(precision: str, runtime: str | None) -> list[str]:
+def _candidates(precision: str, runtime: str | None, device: torch.device) -> list[str]:
     if precision not in PRECISIONS:
         raise ExitbenchError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS)}")
     if runtime is not None and runtime not in RUNTIMES:
         raise ExitbenchError(f"runtime is {runtime!r}; known are {', '.join(RUNTIMES)}")
     if runtime is not None:
         return [runtime]
-    return [name for name, entry in RUNTIMES.items() if precision in entry.precisions]
+    known = [name for name, entry in RUNTIMES.items() if precision in entry.precisions]
+    here = [name for name in known if device.type in RUNTIMES[name].devices]
+    return here or known  # one of another device says what the precision needs

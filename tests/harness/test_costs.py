@@ -222,7 +222,7 @@ HEADER = "kind,index,macs,latency_ms,energy_mj,energy_source\n"
         (HAND.replace("forecast,2,1,0.125,1,measured\n", ""), "forecast 2 missing"),
         (HAND.replace("classifier,3,5,0.0625,0.5,measured\n", ""), "classifier 3 missing"),
         (HEADER + "head,1,2,,,\n", "no segments"),
-        ("kind,index,macs,precision\nsegment,1,2,fp16\n", "precision is 'fp16'; allowed are fp32"),
+        ("kind,index,macs,precision\nsegment,1,2,fp8\n", "precision is 'fp8'; allowed are fp32"),
         (
             "kind,index,macs,latency_ms,latency_source\nsegment,1,2,,measured\n",
             "latency_source is 'measured' but latency_ms is empty",

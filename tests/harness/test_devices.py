@@ -10,7 +10,10 @@ import pytest
 import torch
 from exitbench.harness.devices import (
     apply_threads,
+    fp32_on_cuda,
     has_fast_bf16,
+    has_fast_fp16,
+    has_tf32,
     resolve_device,
     resolve_threads,
 )
@@ -83,3 +86,54 @@ def test_the_cpu_knows_whether_it_has_bf16_instructions() -> None:
         pytest.skip("no /proc/cpuinfo to compare with")
     flags = set(cpuinfo.read_text().split())
     assert has_fast_bf16(torch.device("cpu")) == bool(flags & {"avx512_bf16", "amx_tile"})
+
+
+def test_half_formats_of_a_gpu_are_not_to_be_had_on_the_cpu() -> None:
+    assert not has_fast_fp16(torch.device("cpu"))
+    assert not has_tf32(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "fp16", "tf32"),
+    [((5, 3), True, False), ((6, 1), False, False), ((6, 2), True, False), ((7, 5), True, False),
+     ((8, 0), True, True), ((9, 0), True, True), ((12, 0), True, True)],
+)  # fmt: skip
+def test_what_a_gpu_computes_fast_is_told_by_its_capability(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fp16: bool, tf32: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    card = torch.device("cuda", 0)
+    assert (has_fast_fp16(card), has_tf32(card)) == (fp16, tf32)
+
+
+def formats() -> tuple[str, str]:
+    return (
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+    )
+
+
+def test_what_fp32_means_on_a_gpu_is_put_back() -> None:
+    before = formats()
+    with fp32_on_cuda("tf32"):
+        assert formats() == ("tf32", "ieee")
+        with fp32_on_cuda():
+            assert formats() == ("ieee", "ieee")
+        assert formats() == ("tf32", "ieee")
+    assert formats() == before
+    with pytest.raises(RuntimeError, match="device"), fp32_on_cuda("ieee", "tf32"):
+        torch.empty(1, device="no such device")
+    assert formats() == before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_what_the_older_switches_said_is_put_back_too(allowed: bool) -> None:
+    old = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        with fp32_on_cuda("ieee" if allowed else "tf32"):
+            pass
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = old

@@ -392,7 +392,7 @@ def test_a_precision_that_the_device_cannot_run_says_why() -> None:
     # fp8 stands for any that is not there: which of the others are depends on the machine.
     message = refused(usable_precisions, ("fp32", "fp8"), CPU_DEVICE, True, silent)
     assert "precision fp8 cannot be run: " in message
-    assert "it must be fp32, bf16, int8" in message
+    assert "it must be fp32, tf32, bf16, fp16, int8" in message
     assert message == refused(usable_precisions, ("fp8",), CPU_DEVICE, False, silent)
 
 

@@ -78,6 +78,8 @@ def trained() -> dict[str, ExitNetwork]:
 
 def ready(network: ExitNetwork, precision: str, runtime: str | None = None) -> Prepared:
     reason = availability(precision, "cpu")
+    if runtime is not None:
+        reason = RUNTIMES[runtime].unavailable(precision, torch.device("cpu"))
     if reason is not None:
         pytest.skip(reason)
     return prepare(network, precision, "cpu", pictures(64, seed=500)[0], runtime=runtime)
@@ -310,7 +312,7 @@ def test_what_serves_is_said(trained: dict[str, ExitNetwork]) -> None:
 @pytest.mark.parametrize(
     ("precision", "device", "words"),
     [
-        ("int4", "cpu", "precision is 'int4'; it must be fp32, bf16, int8"),
+        ("int4", "cpu", "precision is 'int4'; it must be fp32, tf32, bf16, fp16, int8"),
         ("fp32", "toaster", "device is 'toaster'"),
         ("fp32", "cuda:99", "cuda:99"),
     ],
