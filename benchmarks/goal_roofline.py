@@ -1,0 +1,112 @@
+"""What this machine can do at most, and what every segment of the network gets of it.
+
+The peak of a precision is the fastest product of large matrices by oneDNN, as large as the
+machine's caches like them; bandwidth is the fastest copy of arrays far larger than the caches,
+reads and writes both counted. MACs and bytes of the segments are those of the cost table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from exitbench.harness.profiler import ELEMENT_BYTES
+from exitbench.harness.runtime import PRECISIONS, Prepared, availability, prepare
+from exitbench.models.counting import NetworkCounts
+from precision import make_network
+from torch import Tensor
+
+MODELS = ("vgg19", "resnet34")
+SIZES = (1024, 2048)
+
+
+def measure_roofline(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
+    """Peaks, and time, FLOPs and bytes of every segment by network, precision and batch size."""
+    peaks = {name: _peak(name, quick) for name in PRECISIONS if availability(name) is None}
+    found: dict[str, Any] = {
+        "gflops": {name: each for name, each in peaks.items() if each is not None},
+        "gbytes_s": _bandwidth(quick),
+        "segments": [],
+    }
+    for model in MODELS:
+        network = make_network(model)
+        counts = network.counts()
+        images = torch.randn(64, *network.input_shape)
+        for precision in peaks:
+            prepared = prepare(network, precision, calibration_images=images[:16])
+            for batch in (1, 64):
+                rows = _segments(prepared, counts, images[:batch], quick)
+                found["segments"] += [{"model": model, **row} for row in rows]
+    return found
+
+
+def _segments(
+    prepared: Prepared, counts: NetworkCounts, images: Tensor, quick: bool
+) -> list[dict[str, Any]]:
+    """Each segment in passes through the whole backbone, so that it meets the caches of a run."""
+    exits, batch = prepared.num_exits, len(images)
+    rounds = (10 if quick else 60) if batch == 1 else (2 if quick else 8)
+    times: list[list[float]] = [[] for _ in range(exits + 1)]
+    for turn in range(rounds + 1):
+        state: Any = images
+        for number in range(1, exits + 2):
+            start = time.perf_counter()
+            state = prepared.run_segment(number, state)
+            if turn:
+                times[number - 1].append(time.perf_counter() - start)
+    element = ELEMENT_BYTES[prepared.precision]
+    return [
+        {
+            "precision": prepared.precision, "runtime": prepared.name, "batch_size": batch,
+            "segment": number, "ms": median(each) * 1e3,
+            "flops": counts.segments[number - 1].flops * batch,
+            "bytes": counts.segments[number - 1].bytes_per_sample(batch, element) * batch,
+        }
+        for number, each in enumerate(times, start=1)
+        if counts.segments[number - 1].macs
+    ]  # fmt: skip
+
+
+def _peak(precision: str, quick: bool) -> float | None:
+    """GFLOP/s of the fastest large matrix product; None where torch has none in this type."""
+    best = 0.0
+    for size in SIZES:
+        call = _product(precision, size)
+        if call is None:
+            return None
+        best = max(best, 2 * size**3 / _fastest(call, 4 if quick else 12) / 1e9)
+    return best
+
+
+def _product(precision: str, size: int) -> Callable[[], object] | None:
+    if precision in ("fp32", "bf16"):
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        first, second = (torch.randn(size, size).to(dtype) for _ in range(2))
+        out = torch.empty_like(first)
+        return lambda: torch.mm(first, second, out=out)
+    bytes_product = getattr(torch, "_int_mm", None)
+    if bytes_product is None:
+        return None
+    left, right = (torch.randint(-127, 127, (size, size), dtype=torch.int8) for _ in range(2))
+    return lambda: bytes_product(left, right)
+
+
+def _bandwidth(quick: bool) -> float:
+    """GB/s of copying 256 MiB, reads and writes counted."""
+    source = torch.ones(64 * 2**20)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), 5 if quick else 20) / 1e9
+
+
+def _fastest(call: Callable[[], object], rounds: int) -> float:
+    """The least seconds of a call: a peak is what nothing disturbed."""
+    found = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])

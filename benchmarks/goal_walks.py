@@ -1,0 +1,304 @@
+"""Real time of walks under exit policies against the sum of the parts that they visit.
+
+The ideal is what the cost table says: every visited segment, head, forecast and classifier at the
+price that the profiler measured for it, in this process, for the same batch size. Samples leave by
+a script, at random depths of a given mean; the policies are the real ones, which read label,
+confidence and rounds as ever, and are then told the script's instead. Profile and runs take turns,
+and a run is held to the mean of the profiles before and after it, so that drift hits both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from exitbench.harness.costs import CostTable, Prices
+from exitbench.harness.evidence import Evidence, FloatArray, IntArray
+from exitbench.harness.policies import EveryExit, Policy, Predictive
+from exitbench.harness.predictors import (
+    DEFAULT_HORIZON,
+    DEFAULT_KERNEL,
+    ConvolutionPredictor,
+    convolution_stack,
+)
+from exitbench.harness.profileinputs import profile_images, profile_limits, timed_forecast
+from exitbench.harness.profiler import profile
+from exitbench.harness.scheduler import Outcome, merge, walk
+from exitbench.harness.sources import LiveSource
+from exitbench.harness.subject import Subject
+from exitbench.harness.timing import Limits
+from exitbench.models.counting import forecast_counts
+from goal_rows import Row
+from goal_subject import make_subject
+
+JOB = "walks"
+MEANS = (8.0, 4.0, 1.5)
+DEEP = 14.0  # for the figure alone
+GOALS = {("predictive", 1): 1.05, ("predictive", 64): 1.15, ("every-exit", 64): 1.25}
+SAMPLES = {1: 128, 64: 512}
+LIMIT = np.float32(0.5)
+
+
+@dataclass(frozen=True)
+class Script:
+    """Where samples leave, (N,), and how far each is sent on from every exit, (E, N)."""
+
+    leave_at: IntArray
+    jump: IntArray
+
+
+def make_script(exits: int, samples: int, mean: float, seed: int) -> Script:
+    """Geometric depths 1..E + 1 of that mean; half of the forecasts right, none too far."""
+    generator = np.random.default_rng(seed)
+    depths = np.arange(1, exits + 2)
+    low, high = 1e-6, 1 - 1e-6  # of the chance to leave at an exit
+    for _ in range(60):
+        chance = (low + high) / 2
+        weights = (1 - chance) ** depths
+        low, high = (chance, high) if (weights @ depths) / weights.sum() > mean else (low, chance)
+    # Evenly spread over the distribution, so that a small sample has its mean too.
+    places = (generator.permutation(samples) + 0.5) / samples
+    leave_at = 1 + np.searchsorted(np.cumsum(weights) / weights.sum(), places)
+    left = np.clip(leave_at - np.arange(1, exits + 1)[:, None], 1, DEFAULT_HORIZON)
+    short = generator.integers(1, left + 1)
+    return Script(leave_at, np.where(generator.random(left.shape) < 0.5, left, short))
+
+
+class ScriptedEvidence:
+    """Asks the network for all that it is asked for, and answers with the script."""
+
+    def __init__(self, exit: int, evidence: Evidence, script: Script) -> None:
+        self._exit, self._evidence, self._script = exit, evidence, script
+        self.samples = evidence.samples
+
+    @property
+    def label(self) -> IntArray:
+        return self._evidence.label
+
+    @property
+    def confidence(self) -> FloatArray:
+        found = self._evidence.confidence
+        leaving = self._script.leave_at[self.samples] == self._exit
+        return leaving.astype(found.dtype)
+
+    def rounds(self, rows: IntArray) -> FloatArray:
+        found = self._evidence.rounds(rows)
+        told = np.zeros_like(found)
+        told[np.arange(len(rows)), self._script.jump[self._exit - 1, self.samples[rows]] - 1] = 1
+        return told
+
+
+@dataclass(frozen=True)
+class ScriptedEveryExit(EveryExit):
+    """The real policy on scripted evidence."""
+
+    script: Script | None = None
+
+    def decide(self, exit: int, evidence: Evidence) -> IntArray:
+        assert self.script is not None
+        return super().decide(exit, ScriptedEvidence(exit, evidence, self.script))
+
+
+@dataclass(frozen=True)
+class ScriptedPredictive(Predictive):
+    """The real policy on scripted evidence."""
+
+    script: Script | None = None
+
+    def decide(self, exit: int, evidence: Evidence) -> IntArray:
+        assert self.script is not None
+        return super().decide(exit, ScriptedEvidence(exit, evidence, self.script))
+
+
+def scripted(name: str, exits: int, script: Script) -> Policy:
+    """``every-exit`` or ``predictive`` from exit 1, under a script."""
+    limits = np.full(exits, LIMIT)
+    if name == "every-exit":
+        return ScriptedEveryExit(limits, script=script)
+    return ScriptedPredictive(limits, 1, ConvolutionPredictor(limits), script=script)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A policy with a script that is walked over images in batches of one size."""
+
+    name: str
+    mean: float
+    batch: int
+    policy: Policy
+    script: Script
+
+
+class Walks:
+    """A network with images, its cost table, and walks over them."""
+
+    def __init__(self, subject: Subject, prepared: Any) -> None:
+        self.subject, self.prepared = subject, prepared
+        self.exits = subject.network.num_exits
+        self.images = subject.images("test")
+        self.counts = subject.network.counts()
+        classes = subject.network.classes
+        self.stack = convolution_stack(classes, DEFAULT_KERNEL, DEFAULT_HORIZON)
+        self.forecast_counts = forecast_counts(classes, DEFAULT_HORIZON)
+
+    def prices(self, batch: int, seconds: float) -> Prices:
+        """The cost table of one batch size, by the profiler."""
+        limits = _limits(self.subject, seconds)
+        found = profile(
+            self.prepared, self.counts, profile_images(self.subject, batch),
+            timed_forecast(self.subject, DEFAULT_HORIZON, batch), limits, None,
+            forecast_counts=self.forecast_counts,
+        )  # fmt: skip
+        return CostTable.from_rows(found.rows).select(self.prepared.precision, batch)
+
+    def run(self, work: Work, prepared: Any, prices: Prices) -> tuple[float, Outcome]:
+        """Seconds of walking all samples, batch by batch, and what became of them."""
+        outcomes = []
+        count = SAMPLES[work.batch]
+        start = time.perf_counter()
+        for first in range(0, count, work.batch):
+            rows = np.arange(first, first + work.batch)
+            outcomes.append(walk(work.policy, self._source(prepared, rows, prices)))
+        seconds = time.perf_counter() - start
+        outcome = merge(outcomes)
+        if not (outcome.exit_at == work.script.leave_at).all():
+            raise RuntimeError("the walk did not follow its script; its time would mean nothing")
+        return seconds, outcome
+
+    def _source(self, prepared: Any, rows: IntArray, prices: Prices) -> LiveSource:
+        return LiveSource(prepared, self.exits, self.images[rows], rows, "softmax", self.stack)
+
+
+def ideal(outcome: Outcome, prices: Prices) -> tuple[float, float]:
+    """The price of all that was visited, in seconds; and as a share of the full network's MACs."""
+    histogram = outcome.histogram()
+    inside = histogram[::-1].cumsum()[::-1]
+    found = prices.price(
+        segments=inside, heads=outcome.checks, forecasts=outcome.forecasts,
+        classifier=histogram[-1], samples=1,
+    )  # fmt: skip
+    share = float(found["macs"]) / prices.full()["macs"]
+    return float(found["latency_ms"]) * 1e-3, share * prices.full()["latency_ms"] * 1e-3
+
+
+def measure_walks(folder: Path, threads: int, quick: bool) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of all policies, batch sizes and depths; call in a process of its own."""
+    subject = make_subject(folder, "vgg19", max(SAMPLES.values()), threads)
+    walks = Walks(subject, subject.prepare("fp32"))
+    rows: list[Row] = []
+    points: list[dict[str, Any]] = []
+    for batch, seconds in ((1, 2.0 if quick else 4.0), (64, 6.0 if quick else 12.0)):
+        cycles = 2 if quick else 6
+        found = _measured(walks, _works(walks, batch, quick), seconds, cycles)
+        for work, point in found:
+            points.append(point)
+            goal = GOALS.get((work.name, batch))
+            if goal is not None and work.mean in MEANS:
+                what = f"{work.name} run against its parts: vgg19, batch {batch}, mean exit "
+                rows.append(
+                    Row(JOB, f"{what}{work.mean:g}", goal, point["ratio"], note=_why(point),
+                        detail=point)
+                )  # fmt: skip
+    return rows, {"walks": points, "runtime": walks.prepared.words}
+
+
+def _works(walks: Walks, batch: int, quick: bool) -> list[Work]:
+    found = []
+    for number, mean in enumerate(MEANS if quick else (DEEP, *MEANS)):
+        script = make_script(walks.exits, SAMPLES[batch], mean, number)
+        for name in ("predictive", "every-exit"):
+            policy = scripted(name, walks.exits, script)
+            found.append(Work(name, mean, batch, policy, script))
+    return found
+
+
+def _measured(
+    walks: Walks, works: list[Work], seconds: float, cycles: int
+) -> list[tuple[Work, dict[str, Any]]]:
+    """Each work's point: profile, run, profile, run, ..., profile."""
+    profiles = [walks.prices(works[0].batch, seconds)]
+    real: list[list[float]] = [[] for _ in works]
+    outcomes: list[Outcome] = []
+    for _ in range(cycles):
+        for number, work in enumerate(works):
+            taken, outcome = walks.run(work, walks.prepared, profiles[-1])
+            real[number].append(taken)
+            outcomes.append(outcome)
+        profiles.append(walks.prices(works[0].batch, seconds))
+    found = []
+    for number, work in enumerate(works):
+        ends = [ideal(outcomes[number], prices) for prices in profiles]
+        parts, macs = ([(a + b) / 2 for a, b in pairwise(each)] for each in zip(*ends, strict=True))
+        point = _point(work, real[number], parts, macs)
+        found.append((work, point | _spent(walks, work, profiles[-1], point["ratio"])))
+    return found
+
+
+def _point(
+    work: Work, real: list[float], parts: list[float], macs: list[float]
+) -> dict[str, Any]:
+    samples = SAMPLES[work.batch]
+    ratios = [a / b for a, b in zip(real, parts, strict=True)]
+    return {
+        "policy": work.name, "batch_size": work.batch, "mean_exit": work.mean,
+        "real_ms": median(real) / samples * 1e3, "ideal_ms": median(parts) / samples * 1e3,
+        "ratio": median(ratios), "ratios": ratios, "by_macs_ms": median(macs) / samples * 1e3,
+    }  # fmt: skip
+
+
+KINDS = {"select": "gathering", "join": "gathering"}
+
+
+class Watched:
+    """A prepared network that notes how long each kind of call takes."""
+
+    def __init__(self, prepared: Any) -> None:
+        self._prepared = prepared
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._prepared, name)
+        if name.startswith("run_") or name in KINDS:
+            return partial(self._timed, KINDS.get(name, "network"), found)
+        return found
+
+    def _timed(self, kind: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        found = call(*args, **options)
+        self.seconds[kind] += time.perf_counter() - start
+        return found
+
+
+def _spent(walks: Walks, work: Work, prices: Prices, ratio: float) -> dict[str, Any]:
+    """What the ratio is made of: the shares of the time of one more run, which is watched."""
+    watched = Watched(walks.prepared)
+    seconds, _ = walks.run(work, watched, prices)
+    shares = {kind: watched.seconds[kind] / seconds * ratio for kind in ("network", "gathering")}
+    return {"spent": {**shares, "deciding": ratio - sum(shares.values())}}
+
+
+def _why(point: dict[str, Any]) -> str:
+    spent = point["spent"]
+    return (
+        f"{point['real_ms']:.3g} ms per image, the parts {point['ideal_ms']:.3g} ms, the full "
+        f"network's time by share of its MACs {point['by_macs_ms']:.3g} ms. The ratio, as a "
+        f"watched run spends its time: segments, heads and classifier {spent['network']:.2f}, "
+        f"taking batches apart {spent['gathering']:.2f}, decisions and the loop "
+        f"{spent['deciding']:.2f}"
+    )
+
+
+def _limits(subject: Subject, seconds: float) -> Limits:
+    """The limits of a profile of this device, ended by time alone."""
+    from exitbench.harness.configs import ProfileConfig
+
+    config = ProfileConfig(Path(), seconds=seconds, interval=1e-6)
+    return replace(profile_limits(config, subject), warmup_share=0.2)
