@@ -164,8 +164,8 @@ class PlannedNetwork:
     def join(self, states: Sequence[State]) -> State:
         """States as one batch; see ``Prepared``."""
         if isinstance(states[0], tuple):
-            return tuple(torch.cat(tensors) for tensors in zip(*states, strict=True))
-        return torch.cat([main_path(state) for state in states])
+            return tuple(_joined(tensors) for tensors in zip(*states, strict=True))
+        return _joined([main_path(state) for state in states])
 
     def synchronise(self) -> None:
         """Wait until the device has finished; see ``Prepared``."""
@@ -209,6 +209,12 @@ def _moved(tensor: Tensor, moves: list[tuple[int, int]], count: int) -> Tensor:
     for source, place in moves:
         tensor[place].copy_(tensor[source])
     return tensor[:count]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    # An empty one among them makes torch.cat give up channels_last, which int8's sum insists on.
+    whole = torch.cat(list(tensors))
+    return whole.contiguous(memory_format=torch.channels_last) if whole.dim() == 4 else whole
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
