@@ -57,6 +57,17 @@ def dequantise(q: Tensor, grid: Affine) -> Tensor:
     return q * grid.scale
 
 
+@dataclass(frozen=True)
+class Dequantised:
+    """``dequantise`` on a known grid, which a head may fold into its weights instead."""
+
+    grid: Affine
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """The float32 values that ``q`` stands for."""
+        return dequantise(q, self.grid)
+
+
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Int8 weights in -127..127 and float32 scales (K,), one per output channel."""
     largest = weight.abs().amax((1, 2, 3))
