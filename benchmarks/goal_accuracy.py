@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from exitbench.harness.compaction import ALWAYS
 from exitbench.harness.configs import DataConfig, DeviceConfig, TrainConfig
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.runtime import RUNTIMES, Prepared, availability, prepare
@@ -108,7 +109,7 @@ def _walks_on_gpu(subject: Subject, prepared: Prepared) -> Any:
     work = Work("predictive", 8.0, 1, scripted("predictive", walks.exits, script), script)
 
     def call() -> None:
-        walks.run(work, prepared, None)
+        walks.run(work, prepared, ALWAYS)
         prepared.synchronise()
 
     return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,10 @@ def roofline(data: dict[str, Any]) -> Figure:
             colour = COLOURS.get(precision, GREY)
             x = np.geomspace(0.5, 5000, 200)
             axis.plot(x, np.minimum(peak, x * data["gbytes_s"]), color=colour, linewidth=1.1)
-            axis.text(4600, peak * 1.06, f"{precision} peak {peak:.0f}", color=colour, fontsize=8,
-                      ha="right")  # fmt: skip
+            axis.text(0.55, peak, f"{precision} peak {peak:.0f}", color=colour, fontsize=8,
+                      va="bottom")  # fmt: skip
+            axis.plot([0.5, peak / data["gbytes_s"]], [peak, peak], color=colour, linewidth=0.7,
+                      linestyle=(0, (1, 2)))  # fmt: skip
         for model, marker in MARKERS.items():
             for precision in data["gflops"]:
                 _segments(axis, data["segments"], (model, precision, batch), marker)
@@ -66,9 +69,10 @@ def roofline(data: dict[str, Any]) -> Figure:
         for which in (axis.xaxis, axis.yaxis):
             which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             which.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel("achieved, GFLOP/s of the direct convolution")
-    axes[0].text(0.6, 0.6 * data["gbytes_s"] * 1.5, f"{data['gbytes_s']:.0f} GB/s", fontsize=8,
-                 color=GREY, rotation=38)  # fmt: skip
+    axes[0].set_ylabel("achieved GFLOP/s, without products with padding")
+    for axis in axes:
+        axis.text(1.0, 0.8 * data["gbytes_s"], f"copies: {data['gbytes_s']:.0f} GB/s", fontsize=8,
+                  color=GREY)  # fmt: skip
     legend_below(figure, axes, 6)
     return figure
 
@@ -114,7 +118,8 @@ def walks(points: list[dict[str, Any]]) -> Figure:
                            transform=lower.get_yaxis_transform())  # fmt: skip
         upper.set(title=f"VGG-19, batch {batch}, fp32, one thread", ylim=(0, None))
         lower.axhline(1.0, color=FAINT, linewidth=1)
-        lower.set(xlabel="mean exit (21 is the classifier)", xlim=(0, 21))
+        lower.set(xlabel="mean exit (21 is the classifier)", xlim=(0, 21),
+                  xticks=[1, 5, 10, 15, 20])  # fmt: skip
     low = min(0.7, *(p["ratio"] - 0.05 for p in points))
     for lower in axes[2:]:
         lower.set_ylim(low, max(1.35, *(p["ratio"] + 0.05 for p in points)))
@@ -129,7 +134,7 @@ def overview(rows: list[Row]) -> Figure | None:
     rows = [row for row in rows if row.goal and row.measured is not None and row.measured > 0]
     if not rows:
         return None
-    figure, (axis,) = canvas(9.0, 0.9 + 0.215 * len(rows))
+    figure, (axis,) = canvas(9.0, 0.9 + 0.3 * len(rows))
     places = np.arange(len(rows))[::-1]
     for place, row in zip(places, rows, strict=True):
         assert row.goal is not None
@@ -141,7 +146,7 @@ def overview(rows: list[Row]) -> Figure | None:
                   color=BLUE if good else VERMILLION, linestyle="none",
                   label="met" if good else "missed")  # fmt: skip
     axis.axvline(1, color=GREY, linewidth=1.2)
-    axis.set_yticks(places, [row.what for row in rows], fontsize=7.5)
+    axis.set_yticks(places, [fill(row.what, 46) for row in rows], fontsize=8)
     axis.set(ylim=(-0.7, len(rows) - 0.3), xlabel="of the goal's limit; left of 1 is better")
     axis.grid(axis="y", visible=False)
     legend_below(figure, [axis], 2)

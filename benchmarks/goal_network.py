@@ -116,10 +116,10 @@ def without_cpus(model: str, threads: int) -> list[Row]:
 def _goals(model: str, batch: int, threads: int) -> list[tuple[str, float, bool]]:
     where = f"{model}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
     return [
-        (f"fp32 against eager fused: {where}", FULL_GOALS[batch], False),
-        (f"fp32 against the better of torch.compile and OpenVINO: {where}", PEER_GOALS[batch],
+        (f"fp32 / eager fused: {where}", FULL_GOALS[batch], False),
+        (f"fp32 / better of torch.compile and OpenVINO: {where}", PEER_GOALS[batch],
          False),
-        (f"int8 times faster than fp32 eager fused: {where}", INT8_GOAL, True),
+        (f"int8, times faster than fp32 eager fused: {where}", INT8_GOAL, True),
     ]  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def measure_trace(folder: Path, threads: int, quick: bool) -> list[Row]:
         traced = time.perf_counter() - start - sum(plain)
     note = f"{traced:.3g} s for {count:,} images, the passes alone {sum(plain):.3g} s"
     detail = {"trace_s": traced, "passes_s": sum(plain), "images": count}
-    what = f"trace of {count:,} images against the same passes with all heads: vgg19"
+    what = f"trace of {count:,} images / the same passes with all heads: vgg19"
     return [Row("trace", what, 1.05, traced / sum(plain), note=note, detail=detail)]
 
 
@@ -95,7 +95,7 @@ def measure_replay(folder: Path, threads: int, quick: bool) -> list[Row]:
         found = whole_sweep(make_traces(Path(place), 10_000), 3 if quick else 26)
     seconds = found["seconds"] / found["settings"] * 10_000
     note = f"{found['settings']:,} settings in {found['seconds']:.3g} s"
-    what = "10,000 settings x 10,000 samples x 20 exits replayed"
+    what = "replay of 10,000 settings x 10,000 samples x 20 exits"
     peak = found["peak_gib"] * 1024
     return [
         Row("replay", f"{what}: time", 20.0, seconds, "s", note=note, detail=dict(found)),
@@ -152,8 +152,9 @@ def measure_memory(folder: Path, threads: int, quick: bool) -> list[Row]:
     largest = 64 * 4 * max(p.channels * p.side**2 for p in subject.network.exit_points)
     goal = (2.5 * weights + 2 * largest) / MIB
     said = ", ".join(f"{size:.0f} MiB once {step}" for step, size in steps.items())
-    text = f"peak above that of the imports: {said}; weights {weights / MIB:.0f} MiB, " + (
-        f"largest activation {largest / MIB:.0f} MiB"
+    text = (
+        f"peak above that of the imports: {said}; goal: weights x 2.5 + two of the largest "
+        f"activation; weights {weights / MIB:.0f} MiB, largest activation {largest / MIB:.0f} MiB"
     )
-    what = "memory of a run: vgg19, batch 64, predictive; weights x 2.5 + two largest activations"
+    what = "memory of a predictive run: vgg19, batch 64"
     return [Row("memory", what, round(goal, 1), steps["run"], "MiB", note=text, detail=steps)]

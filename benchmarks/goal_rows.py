@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 MET, MISSED, UNAVAILABLE, FAILED = "met", "missed", "unavailable", "failed"
+SHOWN = "no goal"
 _POINTS = ("%", "points")  # what is told apart by a difference, not by a ratio
 _WIDTH = 150
 
@@ -19,7 +20,7 @@ class Row:
     Attributes:
         job: what measures it, a name for ``--only``.
         what: the work, and what it is compared with.
-        goal: the limit, in ``unit``; None only where a whole job failed.
+        goal: the limit, in ``unit``; None where there is none, or where a whole job failed.
         measured: in ``unit``; None if there is no number, and then ``note`` says why.
         unit: ``x`` (a ratio), ``%``, ``points`` (of accuracy), ``s`` or ``MiB``.
         least: the goal is a lower limit.
@@ -40,9 +41,11 @@ class Row:
 
     @property
     def status(self) -> str:
-        """``met``, ``missed``, ``unavailable`` or ``failed``."""
-        if self.measured is None or self.goal is None:
+        """``met``, ``missed``, ``unavailable``, ``failed`` or ``no goal``."""
+        if self.measured is None:
             return FAILED if self.failed else UNAVAILABLE
+        if self.goal is None:
+            return SHOWN
         over = self.measured < self.goal if self.least else self.measured > self.goal
         return MISSED if over else MET
 
@@ -87,7 +90,7 @@ def from_plain(row: dict[str, Any]) -> Row:
 def summary(rows: Iterable[Row]) -> str:
     """How many goals are met, missed, and so on."""
     states = [row.status for row in rows]
-    names = (MET, MISSED, UNAVAILABLE, FAILED)
+    names = (MET, MISSED, UNAVAILABLE, FAILED, SHOWN)
     return ", ".join(f"{states.count(name)} {name}" for name in names if name in states)
 
 

@@ -20,6 +20,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from exitbench.harness.answers import Question
+from exitbench.harness.compaction import Compaction
 from exitbench.harness.costs import CostTable, Prices
 from exitbench.harness.evidence import Evidence, FloatArray, IntArray
 from exitbench.harness.policies import EveryExit, Policy, Predictive
@@ -31,6 +33,7 @@ from exitbench.harness.predictors import (
 )
 from exitbench.harness.profileinputs import profile_images, profile_limits, timed_forecast
 from exitbench.harness.profiler import profile
+from exitbench.harness.rebatching import Rebatching
 from exitbench.harness.scheduler import Outcome, merge, walk
 from exitbench.harness.sources import LiveSource
 from exitbench.harness.subject import Subject
@@ -44,6 +47,7 @@ MEANS = (8.0, 4.0, 1.5)
 DEEP = 14.0  # for the figure alone
 GOALS = {("predictive", 1): 1.05, ("predictive", 64): 1.15, ("every-exit", 64): 1.25}
 SAMPLES = {1: 128, 64: 512}
+WAIT = 4  # batches, where samples are rebatched
 LIMIT = np.float32(0.5)
 
 
@@ -148,6 +152,7 @@ class Walks:
         classes = subject.network.classes
         self.stack = convolution_stack(classes, DEFAULT_KERNEL, DEFAULT_HORIZON)
         self.forecast_counts = forecast_counts(classes, DEFAULT_HORIZON)
+        self._rows: dict[int, list[dict[str, Any]]] = {}
 
     def prices(self, batch: int, seconds: float) -> Prices:
         """The cost table of one batch size, by the profiler."""
@@ -157,24 +162,42 @@ class Walks:
             timed_forecast(self.subject, DEFAULT_HORIZON, batch), limits, None,
             forecast_counts=self.forecast_counts,
         )  # fmt: skip
-        return CostTable.from_rows(found.rows).select(self.prepared.precision, batch)
+        # What is known of other batch sizes tells what a call costs beside its rows.
+        self._rows[batch] = found.rows
+        table = CostTable.from_rows([row for rows in self._rows.values() for row in rows])
+        return table.select(self.prepared.precision, batch)
 
-    def run(self, work: Work, prepared: Any, prices: Prices) -> tuple[float, Outcome]:
-        """Seconds of walking all samples, batch by batch, and what became of them."""
-        outcomes = []
-        count = SAMPLES[work.batch]
+    def run(
+        self, work: Work, prepared: Any, compaction: Compaction, wait: int | None = None
+    ) -> tuple[float, Outcome]:
+        """Seconds of walking all samples, batch by batch, and what became of them.
+
+        Args:
+            wait: rebatched, with so many further batches at most until a sample's answer.
+        """
+        starts = range(0, SAMPLES[work.batch], work.batch)
+        places = [np.arange(first, first + work.batch) for first in starts]
         start = time.perf_counter()
-        for first in range(0, count, work.batch):
-            rows = np.arange(first, first + work.batch)
-            outcomes.append(walk(work.policy, self._source(prepared, rows, prices)))
+        if wait is None:
+            outcome = merge([self._walked(work, prepared, rows, compaction) for rows in places])
+        else:
+            question = Question("softmax", self.stack)
+            driver = Rebatching(
+                prepared, work.policy, question, work.batch, wait, compaction=compaction
+            )
+            outcome, _ = driver.run((self.images[rows], rows) for rows in places)
         seconds = time.perf_counter() - start
-        outcome = merge(outcomes)
         if not (outcome.exit_at == work.script.leave_at).all():
             raise RuntimeError("the walk did not follow its script; its time would mean nothing")
         return seconds, outcome
 
-    def _source(self, prepared: Any, rows: IntArray, prices: Prices) -> LiveSource:
-        return LiveSource(prepared, self.exits, self.images[rows], rows, "softmax", self.stack)
+    def _walked(
+        self, work: Work, prepared: Any, rows: IntArray, compaction: Compaction
+    ) -> Outcome:
+        source = LiveSource(
+            prepared, self.exits, self.images[rows], rows, "softmax", self.stack, compaction
+        )
+        return walk(work.policy, source)
 
 
 def ideal(outcome: Outcome, prices: Prices) -> tuple[float, float]:
@@ -198,16 +221,22 @@ def measure_walks(folder: Path, threads: int, quick: bool) -> tuple[list[Row], d
     for batch, seconds in ((1, 2.0 if quick else 4.0), (64, 6.0 if quick else 12.0)):
         cycles = 2 if quick else 6
         found = _measured(walks, _works(walks, batch, quick), seconds, cycles)
-        for work, point in found:
-            points.append(point)
-            goal = GOALS.get((work.name, batch))
-            if goal is not None and work.mean in MEANS:
-                what = f"{work.name} run against its parts: vgg19, batch {batch}, mean exit "
-                rows.append(
-                    Row(JOB, f"{what}{work.mean:g}", goal, point["ratio"], note=_why(point),
-                        detail=point)
-                )  # fmt: skip
+        points += [point for _, point in found]
+        rows += [row for work, point in found for row in _rows(work, point)]
     return rows, {"walks": points, "runtime": walks.prepared.words}
+
+
+def _rows(work: Work, point: dict[str, Any]) -> list[Row]:
+    """The row of a work that has a goal, and what rebatching makes of it."""
+    goal = GOALS.get((work.name, work.batch))
+    if goal is None or work.mean not in MEANS:
+        return []
+    what = f"{work.name} run / its parts: vgg19, batch {work.batch}, mean exit {work.mean:g}"
+    rows = [Row(JOB, what, goal, point["ratio"], note=_why(point), detail=point)]
+    if "rebatched" in point:
+        note = f"answers up to {WAIT} batches later"
+        rows.append(Row(JOB, f"rebatched: {what}", None, point["rebatched"], note=note))
+    return rows
 
 
 def _works(walks: Walks, batch: int, quick: bool) -> list[Work]:
@@ -224,33 +253,42 @@ def _measured(
     walks: Walks, works: list[Work], seconds: float, cycles: int
 ) -> list[tuple[Work, dict[str, Any]]]:
     """Each work's point: profile, run, profile, run, ..., profile."""
-    profiles = [walks.prices(works[0].batch, seconds)]
-    real: list[list[float]] = [[] for _ in works]
+    batch = works[0].batch
+    waits = (None,) if batch == 1 else (None, WAIT)
+    profiles = [walks.prices(batch, seconds)]
+    real: dict[tuple[int, int | None], list[float]] = defaultdict(list)
     outcomes: list[Outcome] = []
     for _ in range(cycles):
         for number, work in enumerate(works):
-            taken, outcome = walks.run(work, walks.prepared, profiles[-1])
-            real[number].append(taken)
+            for wait in waits:
+                taken, outcome = walks.run(work, walks.prepared, profiles[-1].compaction, wait)
+                real[number, wait].append(taken)
             outcomes.append(outcome)
-        profiles.append(walks.prices(works[0].batch, seconds))
+        profiles.append(walks.prices(batch, seconds))
     found = []
     for number, work in enumerate(works):
         ends = [ideal(outcomes[number], prices) for prices in profiles]
         parts, macs = ([(a + b) / 2 for a, b in pairwise(each)] for each in zip(*ends, strict=True))
-        point = _point(work, real[number], parts, macs)
+        point = _point(work, real[number, None], parts, macs)
+        if batch > 1:
+            point["rebatched"] = _ratio(real[number, WAIT], parts)
         found.append((work, point | _spent(walks, work, profiles[-1], point["ratio"])))
     return found
+
+
+def _ratio(real: list[float], parts: list[float]) -> float:
+    return median(a / b for a, b in zip(real, parts, strict=True))
 
 
 def _point(
     work: Work, real: list[float], parts: list[float], macs: list[float]
 ) -> dict[str, Any]:
     samples = SAMPLES[work.batch]
-    ratios = [a / b for a, b in zip(real, parts, strict=True)]
     return {
         "policy": work.name, "batch_size": work.batch, "mean_exit": work.mean,
         "real_ms": median(real) / samples * 1e3, "ideal_ms": median(parts) / samples * 1e3,
-        "ratio": median(ratios), "ratios": ratios, "by_macs_ms": median(macs) / samples * 1e3,
+        "by_macs_ms": median(macs) / samples * 1e3, "ratio": _ratio(real, parts),
+        "real_s": real, "parts_s": parts,
     }  # fmt: skip
 
 
@@ -280,7 +318,7 @@ class Watched:
 def _spent(walks: Walks, work: Work, prices: Prices, ratio: float) -> dict[str, Any]:
     """What the ratio is made of: the shares of the time of one more run, which is watched."""
     watched = Watched(walks.prepared)
-    seconds, _ = walks.run(work, watched, prices)
+    seconds, _ = walks.run(work, watched, prices.compaction)
     shares = {kind: watched.seconds[kind] / seconds * ratio for kind in ("network", "gathering")}
     return {"spent": {**shares, "deciding": ratio - sum(shares.values())}}
 
