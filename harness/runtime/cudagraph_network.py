@@ -127,10 +127,10 @@ class GraphNetwork:
                 return self.inner.run_classifier(state)
             return self._logits(cargo)
 
-    def select(self, state: State, indices: Tensor) -> State:
+    def select(self, state: State, indices: Tensor, *, owned: bool = False) -> State:
         """The state of the batch rows ``indices``; see ``Prepared``."""
         with self.capture.running():
-            return self.inner.select(state, indices)
+            return self.inner.select(state, indices, owned=owned)
 
     def join(self, states: Sequence[State]) -> State:
         """States as one batch; see ``Prepared``."""

@@ -10,8 +10,10 @@ from .cudagraph_answers import Ask
 from .cudagraph_capture import Graph
 
 MOST_GRAPHS = 512
-"""E(E + 1) / 2 stretches and as many checks, by 9 buckets, are some thousands, of which a run uses
-some dozens. A graph takes well below a megabyte of the device's memory."""
+"""(E + 1)(E + 2) / 2 stretches and half of E(E + 1) checks for each question, by 9 buckets, are
+thousands, of which a run uses dozens. A graph of some dozens of kernels takes little memory of its
+own: what it computes with lies in the pool, of which all graphs together need as much as the
+largest."""
 
 PATIENCE = 32
 """How often a graph that can be replaced by shorter ones is missed before it takes the place of
@@ -76,12 +78,13 @@ class Store:
     def capture(self, task: Task, record: Callable[[], Graph]) -> Graph | None:
         """A new graph, for which the longest unused one goes if need be; None if it fails."""
         self._missed.pop(task, None)
-        while len(self._graphs) >= self.most:
-            self._graphs.popitem(last=False)
         try:
             graph = record()
         except RuntimeError as error:
             self.failures[task] = str(error).splitlines()[0] if str(error) else repr(error)
             return None
+        # After the capture, which waits for the device: no graph goes while it runs.
+        while len(self._graphs) >= self.most:
+            self._graphs.popitem(last=False)
         self._graphs[task] = graph
         return graph
