@@ -175,7 +175,7 @@ class ProfileConfig:
     """Precisions to profile."""
     batch_sizes: tuple[int, ...] = (1, 64)
     """Batch sizes to profile."""
-    seconds: float = 30.0
+    seconds: float = 25.0
     """Time limit for the latency of one precision and batch size, in seconds."""
     interval: float = 0.02
     """Stop when the 95% interval of every median is within this share of it; 0.02 is 2%."""
@@ -325,7 +325,7 @@ class StudyConfig:
     """Batch sizes to profile."""
     batch_size: int = 1
     """Batch size that settings are priced, chosen and run with."""
-    seconds: float = 30.0
+    seconds: float = 25.0
     """Time limit for profiling one precision and batch size, in seconds."""
     energy: bool = True
     """Measure energy, or model it where no meter can be read; else only latency."""

@@ -5,7 +5,8 @@
     sample:  (lead,) synchronise, open, call x repeats, synchronise, close; seconds per call
 
 Every round runs each unit once in a fresh random order, so that a drift of the clock or of the
-temperature meets all units alike. Raw samples are kept; all statistics derive from them.
+temperature meets all units alike. A unit that leads up to another stands before it where it can,
+since what has just run need not run again. Raw samples are kept; all statistics derive from them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 
@@ -33,8 +34,8 @@ class Limits:
     """When a measurement may stop, and how it samples.
 
     Attributes:
-        seconds: time limit of the whole measurement, warm-up included; every unit is sampled at
-            least once, however long that takes.
+        seconds: time limit of the whole measurement, warm-up included; no round begins that
+            would end later, but every unit is sampled at least once, however long that takes.
         interval: stop when the 95% interval of every median lies within this share of it.
         warmup_share: share of ``seconds`` that the warm-up may take.
         min_sample_s: a sample repeats a short unit until it lasts about this long, or 100 steps
@@ -97,7 +98,8 @@ def measure(
     Args:
         units: what to time; each is called without arguments and its result is dropped.
         leads: for each unit those that are called, untimed, before a sample of one call, so that
-            it meets the caches as in a run; a unit that is repeated would not notice.
+            it meets the caches as in a run; a unit that is repeated would not notice, and in the
+            warm-up it does not matter.
         limits: when to stop. Whether the target was reached stands in each ``Timing``.
         synchronise: waits until the device has finished; called before a window opens and before
             it closes. On a device that works asynchronously a window holds one such wait.
@@ -112,18 +114,20 @@ def measure(
     def elapsed_s() -> float:
         return (clock() - begin) * 1e-9
 
-    sample = partial(_sample, units, leads or {}, synchronise, clock)
+    chains = _chains(names, leads or {})
+    sample = _Sampler(units, leads or {}, synchronise, clock)
     with _no_garbage_collection():
-        single_s, warm = _warm_up(names, sample, order, elapsed_s, limits)
+        single_s, warm = _warm_up(names, sample.bare, order, elapsed_s, limits)
         floor_s = max(limits.min_sample_s, _RESOLUTIONS * resolution_s(clock))
         calls = {name: max(1, math.ceil(floor_s / max(single_s[name], 1e-9))) for name in names}
         samples: dict[str, list[float]] = {name: [] for name in names}
         check = 1
         for count in range(1, limits.max_samples + 1):
-            for position in order.permutation(len(names)):
-                name = names[position]
-                samples[name].append(sample(name, calls[name]))
-            if elapsed_s() >= limits.seconds:
+            began_s = elapsed_s()
+            for position in order.permutation(len(chains)):
+                for name in chains[position]:
+                    samples[name].append(sample(name, calls[name]))
+            if 2 * elapsed_s() - began_s > limits.seconds:  # another round would end too late
                 break
             if count >= check:
                 if all(_within(values, limits.interval) for values in samples.values()):
@@ -183,18 +187,53 @@ def resolution_s(clock: Clock = time.perf_counter_ns) -> float:
     return min(steps, default=1) * 1e-9
 
 
-def _sample(
-    units: Mapping[str, Callable[[], object]],
-    leads: Mapping[str, Sequence[str]],
-    synchronise: Callable[[], None],
-    clock: Clock,
-    name: str,
-    calls: int,
-) -> float:
-    """Seconds per call of a unit, after what leads up to it if it is called only once."""
-    for before in leads.get(name, ()) if calls == 1 else ():
-        units[before]()
-    return _window(units[name], calls, synchronise, clock)
+def _chains(names: list[str], leads: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """The units, each after the one that leads right up to it if no other stands there."""
+    after: dict[str, str] = {}
+    for name in names:
+        before = leads.get(name, ())
+        if before and before[-1] != name:
+            after.setdefault(before[-1], name)
+    followers = set(after.values())
+    chains = []
+    for name in names:
+        if name not in followers:
+            chain = [name]
+            while chain[-1] in after:
+                chain.append(after[chain[-1]])
+            chains.append(chain)
+    return chains
+
+
+class _Sampler:
+    """Takes samples, and knows what ran last."""
+
+    def __init__(
+        self,
+        units: Mapping[str, Callable[[], object]],
+        leads: Mapping[str, Sequence[str]],
+        synchronise: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        self._units, self._leads = units, leads
+        self._synchronise, self._clock = synchronise, clock
+        self._ran: list[str] = []  # the last of them, as many as ever lead up to a unit
+        self._longest = max(map(len, leads.values()), default=0)
+
+    def __call__(self, name: str, calls: int) -> float:
+        """Seconds per call of a unit, after what leads up to it if it is called only once."""
+        leads = list(self._leads.get(name, ())) if calls == 1 else []
+        if leads and self._ran[-len(leads) :] != leads:
+            for before in leads:
+                self._units[before]()
+            self._ran = leads
+        seconds = self.bare(name, calls)
+        self._ran = [*self._ran, name][-self._longest :] if self._longest else []
+        return seconds
+
+    def bare(self, name: str, calls: int) -> float:
+        """Seconds per call of a unit, whatever ran before it."""
+        return _window(self._units[name], calls, self._synchronise, self._clock)
 
 
 def _window(

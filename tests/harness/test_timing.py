@@ -97,9 +97,33 @@ def test_what_leads_up_to_a_unit_is_called_before_each_sample_and_not_timed() ->
     units = {name: lambda name=name: (calls.append(name), work[name]()) for name in work}
     timings = measure(units, Limits(), leads={"a": ("b", "b")}, clock=clock)
     assert timings["a"].median_s == pytest.approx(1e-3, rel=1e-12)
-    assert calls.count("a") == timings["b"].repeats + 6  # the warm-up has six rounds
-    text = "".join(calls)
-    assert text.count("bba") == calls.count("a")
+    warm_up = 6 * len(units)  # six rounds, to which nothing leads up
+    text = "".join(calls[warm_up:])
+    assert text.count("bba") == text.count("a") == timings["b"].repeats
+
+
+def test_what_has_just_run_is_not_called_again_to_lead_up_to_a_unit() -> None:
+    clock, calls = FakeClock(), []
+    units = {}
+    for name in "abcd":
+        work = clock.working(lambda: 1e6)
+        units[name] = lambda name=name, work=work: (calls.append(name), work())
+    leads = {"b": ("a",), "c": ("a", "b"), "d": ("b",)}
+    timings = measure(units, Limits(), leads=leads, clock=clock)
+    text = "".join(calls[24:])  # after six rounds of warming up
+    # c stands after b, which stands after a; d would be the second after b, and b is called for it.
+    assert text.count("abc") == timings["c"].repeats == 6
+    assert text.count("bd") == text.count("d") == 6
+    assert len(text) == 6 * 5
+
+
+def test_no_round_begins_that_would_end_after_the_time_limit() -> None:
+    clock = FakeClock()
+    random = np.random.default_rng(1)
+    unit = clock.working(lambda: random.uniform(3.9e9, 4.1e9))
+    timing = measure({"a": unit}, Limits(seconds=19.0, interval=1e-6), clock=clock)["a"]
+    # Warming up takes two calls of four seconds, which is beyond a quarter of the time.
+    assert timing.repeats == 2
 
 
 def test_units_are_shuffled_in_every_round_and_seeded() -> None:
