@@ -11,6 +11,7 @@ from exitbench.harness.clocks import sysfs
 if TYPE_CHECKING:
     from fake_clocks import Kernel
     from pipeline_fixtures import Inputs
+    from runtime_lab import Lab
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +59,13 @@ def finished(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("study") / "run"
     study(study_config(inputs.vgg, run), silent)
     return run
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Trained networks, prepared by every runtime, and what each says of the same samples."""
+    import torch
+    from runtime_lab import Lab
+
+    torch.set_num_threads(1)
+    return Lab(tmp_path_factory.mktemp("lab"))
