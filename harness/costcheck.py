@@ -48,7 +48,8 @@ COLUMNS: dict[str, str] = {
 
 MANDATORY = ("kind", "index", "macs")
 KEY = ("precision", "batch_size", "operating_point")
-KINDS = ("segment", "head", "forecast", "classifier")
+KINDS = ("segment", "head", "forecast", "classifier", "gather")
+OPTIONAL = ("forecast", "gather")  # kinds that a table may leave out
 
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "kind": KINDS,
@@ -229,7 +230,7 @@ def _check_what_belongs_to_a_value(line: int, row: Row, faults: _Faults) -> None
 
 
 def _check_units(key: tuple[Any, ...], group: list[tuple[int, Row]], faults: _Faults) -> None:
-    """Segments 1..E+1, heads 1..E, forecasts 1..E or none at all, classifier E+1; each once."""
+    """Segments 1..E+1, heads 1..E, classifier E+1; forecasts, gathers 1..E or none; each once."""
     setting = f"{key[0]}, batch {key[1]}, operating point {key[2]!r}"
     first = group[0][0]
     seen: dict[tuple[str, int], int] = {}
@@ -246,8 +247,8 @@ def _check_units(key: tuple[Any, ...], group: list[tuple[int, Row]], faults: _Fa
     wanted = {
         "segment": range(1, exits + 2),
         "head": range(1, exits + 1),
-        "forecast": range(1, exits + 1) if found["forecast"] else range(0),
         "classifier": range(exits + 1, exits + 2),
+        **{kind: range(1, exits + 1) if found[kind] else range(0) for kind in OPTIONAL},
     }
     for kind, indices in wanted.items():
         missing = [index for index in indices if index not in found[kind]]

@@ -1,4 +1,4 @@
-"""The cost table: what every segment, head, forecast and the classifier cost, per sample.
+"""The cost table: what every segment, head, forecast, gather and the classifier cost, per sample.
 
 One row per unit x precision x batch size x operating point; everything is that of one call on
 ``batch_size`` samples divided by ``batch_size``. A table written by hand needs only ``kind``,
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .compaction import ALWAYS, Compaction, by_cost, fit
 from .costcheck import COLUMNS, KEY, KINDS, parse
 from .errors import ExitbenchError
 from .files import write_text
@@ -33,7 +34,7 @@ class Prices:
     Every dict has the keys ``QUANTITIES``; a value that is not known is NaN.
 
     Attributes:
-        precision: ``fp32``, ``bf16`` or ``int8``.
+        precision: as in ``configs.Precision``.
         batch_size: samples per call when the costs were measured.
         operating_point: clock setting of the device.
         exits: E.
@@ -43,6 +44,7 @@ class Prices:
         classifier: single values.
         energy_source: the weakest source among the energies that are known.
         latency_source: the same of the latencies; one without a source was measured.
+        compaction: when a live batch is gathered, by these costs; no part of a price.
     """
 
     precision: str
@@ -55,6 +57,7 @@ class Prices:
     classifier: dict[str, float]
     energy_source: Source
     latency_source: Source = "measured"
+    compaction: Compaction = ALWAYS
 
     def price(
         self,
@@ -192,9 +195,7 @@ class CostTable:
             ExitbenchError: the table has no such rows; says which it has.
         """
         batch_size = self._batch_size(precision, batch_size, operating_point)
-        key = (precision, batch_size, operating_point)
-        rows = self.frame[[k == key for k in _keys(self.frame)]]
-        by_kind = {kind: rows[rows["kind"] == kind].sort_values("index") for kind in KINDS}
+        rows, by_kind = self._rows_of(precision, batch_size, operating_point)
         exits = len(by_kind["segment"]) - 1
         forecasts = _columns(by_kind["forecast"])
         if by_kind["forecast"].empty:
@@ -214,10 +215,41 @@ class CostTable:
             latency_source=weakest(
                 rows.loc[rows["latency_ms"].notna(), "latency_source"].fillna("measured")
             ),
+            compaction=self._compaction(precision, batch_size, operating_point),
         )
 
+    def _rows_of(
+        self, precision: str, batch_size: int, operating_point: str
+    ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+        """The rows of one setting that a price is made of, and all of its rows by kind."""
+        key = (precision, batch_size, operating_point)
+        rows = self.frame[[k == key for k in _keys(self.frame)]]
+        by_kind = {kind: rows[rows["kind"] == kind].sort_values("index") for kind in KINDS}
+        return rows[rows["kind"] != "gather"], by_kind
+
+    def _compaction(self, precision: str, batch_size: int, operating_point: str) -> Compaction:
+        """When a batch of this size is gathered; a second batch size tells what a call costs."""
+        sizes = self._sizes(precision, operating_point)
+        other = min(sizes) if min(sizes) < batch_size else max(sizes)
+        tables = [
+            self._rows_of(precision, size, operating_point)[1]
+            for size in dict.fromkeys((batch_size, other))
+        ]
+        if tables[0]["gather"].empty:
+            return ALWAYS
+        tables = [by_kind for by_kind in tables if not by_kind["gather"].empty]
+        used = [int(by_kind["gather"]["batch_size"].iloc[0]) for by_kind in tables]
+        segments, heads, gathers = (
+            fit(used, [_columns(by_kind[kind])["latency_ms"] for by_kind in tables])
+            for kind in ("segment", "head", "gather")
+        )
+        return by_cost(segments, heads, gathers)
+
+    def _sizes(self, precision: str, operating_point: str) -> list[int]:
+        return [b for p, b, o in self.settings() if (p, o) == (precision, operating_point)]
+
     def _batch_size(self, precision: str, wanted: int | None, operating_point: str) -> int:
-        sizes = [b for p, b, o in self.settings() if (p, o) == (precision, operating_point)]
+        sizes = self._sizes(precision, operating_point)
         if wanted is None and sizes:
             return min(sizes)
         if wanted is None or wanted not in sizes:

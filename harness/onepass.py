@@ -121,8 +121,9 @@ class _Going:
         exits = self._bench.subject.network.num_exits
         criterion = self._live.setting.criterion or "softmax"
         source = LiveSource(
-            self._bench.prepared, exits, images, positions, criterion, self._stack
-        )
+            self._bench.prepared, exits, images, positions, criterion, self._stack,
+            self._bench.prices.compaction,
+        )  # fmt: skip
         return walk(self._live.policy, source, self._observe, self._steer)
 
     def _until_done(self, serve: Callable[[int], None]) -> Callable[[int], None]:

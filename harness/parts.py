@@ -1,7 +1,8 @@
 """The parts of a live walk as calls that can be timed alone, each on its own kept input.
 
 A part is what the scheduler's loop does, by the loop's own code: a segment is one ``advance``, a
-head one ``Going.check``, the classifier the loop's end. ``docs/counting.md`` says what each covers.
+head one ``Going.check``, the classifier the loop's end. A gather is no part of a walk that could be
+priced, since it depends on who shares a batch. ``docs/counting.md`` says what each covers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..models.blocks import State
@@ -43,6 +45,7 @@ def walk_parts(prepared: Prepared, inputs: Tensor, forecast: Forecast | None) ->
         units["head", number] = _check(prepared, number, state, logits)
         if forecast is not None:
             units["forecast", number] = _call(forecast, logits)
+        units["gather", number] = _call(prepared.select, state, torch.from_numpy(everyone))
         units["segment", number + 1] = _call(prepared.run_segment, number + 1, state)
     state = prepared.run_segment(exits + 1, state)
     units["classifier", exits + 1] = _end(prepared, state, everyone)
@@ -57,6 +60,8 @@ def leads(part: Part) -> list[Part]:
         return [WHOLE]
     last = number - 1 if kind == "segment" else number
     before = [("segment", max(1, at)) for at in (last - 1, last)]
+    if kind == "gather":
+        return before[1:]
     return [*before, ("head", number)] if kind == "forecast" else before
 
 
@@ -70,7 +75,7 @@ def _check(prepared: Prepared, number: int, state: State, logits: Tensor) -> Cal
     """A check after which a single sample stays, or one sample of a larger batch leaves.
 
     A sample alone leaves at one check at most. Of a batch, some leave at nearly every check, so
-    that labels are read and the others gathered.
+    that labels are read; whether the others are then gathered is another matter.
     """
     exits, count = prepared.num_exits, len(logits)
     everyone = np.arange(count)
@@ -83,7 +88,7 @@ def _check(prepared: Prepared, number: int, state: State, logits: Tensor) -> Cal
 
     def call() -> None:
         source.place(state, everyone)
-        going.inside, going.due = everyone, due.copy()
+        going.again(everyone, due.copy())
         going.check(number)
 
     return call

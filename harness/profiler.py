@@ -1,4 +1,4 @@
-"""The cost of every segment, head, forecast and the classifier on this device, row by row.
+"""The cost of every segment, head, forecast, gather and the classifier on this device, row by row.
 
 The network runs once and every state between its parts is kept; then each part is timed alone on
 its own kept input, all parts interleaved, as the scheduler runs it (``parts.py``). The walk through
@@ -28,7 +28,9 @@ from .timing import Limits, Timing, measure
 from .windowlog import WindowLog
 
 SHARES = {"latency_ms": "residue_share", "energy_mj": "residue_energy_share"}
-ELEMENT_BYTES: dict[str, int] = {"fp32": FLOAT_BYTES, "bf16": 2, "int8": 1}
+ELEMENT_BYTES: dict[str, int] = {
+    "fp32": FLOAT_BYTES, "tf32": FLOAT_BYTES, "bf16": 2, "fp16": 2, "int8": 1,
+}  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -98,7 +100,7 @@ def profile(
     timings = _timed(prepared, units, limits)
     energies = Energies({name: UnitEnergy() for name in timings})
     if meter is not None:
-        named = {_label(part): call for part, call in units.items()}
+        named = {_label(part): call for part, call in units.items() if part[0] != "gather"}
         energies = measure_energy(
             named, timings, meter, limits, tier=tier, idle=idle, log=log,
             synchronise=prepared.synchronise, say=say,
@@ -114,7 +116,7 @@ def profile(
         | setting
         | _count_columns(part, counted, prepared.precision, batch)
         | _latency_columns(timings[_label(part)], batch)
-        | _energy_columns(energies.units[_label(part)], batch)
+        | _energy_columns(energies.units.get(_label(part), UnitEnergy()), batch)
         | {"uncounted": counted.uncounted_text() or None}
         for part, counted in counted_of.items()
     ]
@@ -180,6 +182,8 @@ def _counts_of(part: Part, counts: NetworkCounts, forecast: Counts | None) -> Co
         return counts.heads[number - 1]
     if kind == "classifier":
         return counts.classifier
+    if kind == "gather":
+        return Counts()
     assert forecast is not None
     return forecast
 
@@ -187,11 +191,12 @@ def _counts_of(part: Part, counts: NetworkCounts, forecast: Counts | None) -> Co
 def _count_columns(part: Part, counts: Counts, precision: str, batch: int) -> dict[str, Any]:
     # Heads, forecasts and the classifier stay in float32 whatever the precision of the rest.
     element = ELEMENT_BYTES[precision] if part[0] == "segment" else FLOAT_BYTES
+    moved = math.ceil(counts.bytes_per_sample(batch, element))
     return {
         "macs": counts.macs,
         "flops": counts.flops,
         "params": counts.params,
-        "bytes": math.ceil(counts.bytes_per_sample(batch, element)),
+        "bytes": None if part[0] == "gather" else moved,
     }
 
 

@@ -79,7 +79,13 @@ class Outcome:
 class Going:
     """A batch on its way under a policy: who is inside, which exit each checks next, who left.
 
-    ``walk`` moves it from exit to exit; the profiler times its ``check`` alone.
+    ``walk`` moves it from exit to exit; the profiler times its ``check`` alone. A sample that is
+    alone, in a batch of one or as the last one inside, needs no looking for who is due or leaves.
+
+    Attributes:
+        inside: which of the batch are inside, (n,).
+        due: the exit that each of them checks next, (n,).
+        next_due: the first of these; E + 1 when nobody checks any more.
     """
 
     def __init__(self, policy: Policy, source: Source) -> None:
@@ -89,20 +95,45 @@ class Going:
         self.due = np.array(policy.first(source.samples))
         self.exit_at, self.label = np.full(count, exits + 1), np.zeros(count, dtype=np.int64)
         self.checks, self.forecasts = np.zeros((2, exits), dtype=np.int64)
-        self.next_due = int(self.due.min(initial=exits + 1))
+        self.next_due = _first_of(self.due, exits + 1)
+
+    def again(self, inside: IntArray, due: IntArray) -> None:
+        """Put other samples where these are; how the profiler repeats one step of a walk."""
+        self.inside, self.due = inside, due
+        self.next_due = _first_of(due, self.source.exits + 1)
 
     def check(self, exit: int, observe: Observer | None = None) -> None:
         """Ask the policy about those due at ``exit``, where the batch is; some may leave."""
-        here = np.flatnonzero(self.due == exit)
+        alone = len(self.inside) == 1
+        here = _FIRST if alone else np.flatnonzero(self.due == exit)
         evidence = self.source.evidence(exit, here)
         following = self.policy.decide(exit, evidence)
-        leaving = following == exit
-        left = int(np.count_nonzero(leaving))
-        self.checks[exit - 1] = len(here)
-        if self.policy.forecasts:
-            self.forecasts[exit - 1] = len(here) - left
         if observe is not None:
             observe(exit, evidence, following)
+        if alone:
+            left = self._move_one(exit, evidence, following)
+        else:
+            left = self._move(exit, here, evidence, following)
+        self.checks[exit - 1] += len(here)
+        if self.policy.forecasts:
+            self.forecasts[exit - 1] += len(here) - left
+
+    def _move_one(self, exit: int, evidence: Evidence, following: IntArray) -> int:
+        """Send the only sample on, or let it leave; returns how many left."""
+        bound = int(following[0])
+        if bound != exit:
+            self.due[0] = self.next_due = bound
+            return 0
+        row = self.inside[0]
+        self.exit_at[row], self.label[row] = exit, evidence.label[0]
+        self.inside, self.due = self.inside[1:], self.due[1:]
+        self.next_due = self.source.exits + 1
+        return 1
+
+    def _move(self, exit: int, here: IntArray, evidence: Evidence, following: IntArray) -> int:
+        """Send those in rows ``here`` on, or let them leave; returns how many left."""
+        leaving = following == exit
+        left = int(np.count_nonzero(leaving))
         self.due[here] = following
         if left:
             gone = self.inside[here[leaving]]
@@ -111,13 +142,22 @@ class Going:
             self.inside, self.due = self.inside[stay], self.due[stay]
             if len(stay):
                 self.source.keep(stay)
-        self.next_due = int(self.due.min(initial=self.source.exits + 1))
+        self.next_due = _first_of(self.due, self.source.exits + 1)
+        return left
 
     def finish(self) -> Outcome:
         """What became of all; the classifier answers for those still inside."""
         if len(self.inside):
             self.label[self.inside] = self.source.classify()
         return Outcome(self.exit_at, self.label, self.checks, self.forecasts)
+
+
+_FIRST = np.zeros(1, dtype=np.int64)
+
+
+def _first_of(due: IntArray, none: int) -> int:
+    """The smallest of some exits; ``none`` if there are none."""
+    return int(due[0]) if len(due) == 1 else int(due.min(initial=none))
 
 
 def walk(

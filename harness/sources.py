@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..models.blocks import State
 from .answers import Answers, LogitAnswers, Question
+from .compaction import ALWAYS, Compaction
 from .criteria import CRITERIA
 from .evidence import Evidence, FloatArray, IntArray, decode_rounds
 from .runtime.base import Prepared
@@ -37,7 +38,9 @@ class LiveSource:
     """A batch of images on its way through a prepared network.
 
     ``advance`` only notes how far the samples are to be brought. They are brought there when
-    something is asked of them, so that a runtime may run the segments and the head in one go.
+    something is asked of them, so that a runtime may run the segments and the head in one go. So
+    does ``keep``: samples that left stay in the batch until its compaction says that dropping them
+    pays. The order of the rows in the batch is then another than that of the samples.
 
     Args:
         prepared: the network, as ``runtime.prepare`` gives it.
@@ -46,6 +49,8 @@ class LiveSource:
         samples: their positions in the split, (n,).
         criterion: key of ``CRITERIA``; what the evidence's confidence means.
         stack: the convolution predictor's matrices, if the policy forecasts with them.
+        compaction: when rows are gathered; what is found does not depend on it.
+        owned: whether the state is nobody else's, as in ``Prepared.run_stretch``; never of images.
     """
 
     def __init__(
@@ -56,58 +61,113 @@ class LiveSource:
         samples: IntArray,
         criterion: str = "softmax",
         stack: Tensor | None = None,
+        compaction: Compaction = ALWAYS,
+        *,
+        owned: bool = False,
     ) -> None:
         self.exits = exits
-        self.samples = samples
         self._prepared = prepared
-        self._state: State = images
         self._question = Question(criterion, stack)
-        self._owned = False  # the images are the caller's, later states are this source's own
-        self._ahead: tuple[int, int] | None = None
+        self._compaction = compaction
+        self.place(images, samples)
+        self._owned = owned
 
     def place(self, state: State, samples: IntArray) -> None:
         """Put other samples where these are; how the profiler repeats one step of a walk."""
-        self._state, self.samples, self._owned, self._ahead = state, samples, False, None
+        self._state: State = state
+        self.samples = samples
+        self._held = len(samples)  # rows of the state, those of samples that left among them
+        self._rows: IntArray | None = None  # the row of each sample; None: the same as its number
+        self._owned = False  # the images are the caller's, later states are this source's own
+        self._ahead: tuple[int, int] | None = None
 
     def advance(self, first: int, last: int) -> None:
         self._catch_up()
         self._ahead = (first, last)
 
     def evidence(self, exit: int, rows: IntArray) -> Evidence:
-        if len(rows) == len(self.samples):
-            if self._ahead is None:
-                logits = self._prepared.run_head(exit, self._state)
-                return LiveEvidence(self.samples, LogitAnswers(logits, self._question))
-            (first, last), self._ahead = self._ahead, None
-            self._state, answers = self._prepared.run_check(
-                first, last, self._state, self._question, owned=self._owned
-            )
-            self._owned = True
-            return LiveEvidence(self.samples, answers)
-        self._catch_up()
-        logits = self._prepared.run_head(exit, self._select(rows))
-        return LiveEvidence(self.samples[rows], LogitAnswers(logits, self._question))
+        due = len(rows)
+        everyone = due == len(self.samples)
+        self._make_room(due)
+        samples = self.samples if everyone else self.samples[rows]
+        if due < self._held and self._compaction.separates(exit, self._held, due):
+            self._run()
+            state = self._prepared.select(self._state, torch.from_numpy(self._places(rows)))
+            logits = self._prepared.run_head(exit, state)
+            return LiveEvidence(samples, LogitAnswers(logits, self._question))
+        answers = self._ask(exit)
+        if self._rows is not None or not everyone:
+            answers = answers.of(self._places(rows))
+        return LiveEvidence(samples, answers)
 
     def keep(self, rows: IntArray) -> None:
-        self._catch_up()
-        self._state = self._select(rows)
-        self._owned = True
+        self._rows = self._places(rows)
         self.samples = self.samples[rows]
 
     def classify(self) -> IntArray:
         self._catch_up()
         answers: IntArray = self._prepared.run_classifier(self._state).argmax(-1).cpu().numpy()
+        return answers if self._rows is None else answers[self._rows]
+
+    def state_of(self, rows: IntArray) -> State:
+        """The state of the samples in ``rows`` where they are now; a copy unless they are all.
+
+        What is no copy belongs to the caller, and this source goes no further.
+        """
+        self._run()
+        places = self._places(rows)
+        if len(places) == self._held and (np.diff(places) == 1).all():
+            return self._state
+        return self._prepared.select(self._state, torch.from_numpy(places))
+
+    def _places(self, rows: IntArray) -> IntArray:
+        """The rows of the state that samples in ``rows`` have."""
+        return rows if self._rows is None else self._rows[rows]
+
+    def _ask(self, exit: int) -> Answers:
+        """Bring all rows to ``exit`` if they are not there, and ask its head about them."""
+        if self._ahead is None:
+            return LogitAnswers(self._prepared.run_head(exit, self._state), self._question)
+        (first, last), self._ahead = self._ahead, None
+        self._state, answers = self._prepared.run_check(
+            first, last, self._state, self._question, owned=self._owned
+        )
+        self._owned = True
         return answers
 
     def _catch_up(self) -> None:
-        """Bring the samples to where ``advance`` wants them."""
+        """Bring the samples to where ``advance`` wants them, where no head asks for it."""
+        self._make_room(0)
+        self._run()
+
+    def _run(self) -> None:
         if self._ahead is not None:
             (first, last), self._ahead = self._ahead, None
             self._state = self._prepared.run_stretch(first, last, self._state, owned=self._owned)
             self._owned = True
 
-    def _select(self, rows: IntArray) -> State:
-        return self._prepared.select(self._state, torch.from_numpy(rows))
+    def _make_room(self, due: int) -> None:
+        """Drop the rows of samples that left, if that pays before the stretch that is ahead."""
+        inside, held = len(self.samples), self._held
+        if inside == held or self._ahead is None:
+            return
+        if not self._compaction.drops(*self._ahead, held, inside, due):
+            return
+        assert self._rows is not None
+        rows, self._rows = self._rows, None
+        if self._owned and inside > 1:
+            # The last ones go to where others left, so that few rows have to be moved.
+            late = np.flatnonzero(rows >= inside)
+            order = np.arange(inside)
+            taken = np.zeros(held, dtype=bool)
+            taken[rows] = True
+            free = np.flatnonzero(~taken[:inside])
+            order[free] = rows[late]
+            self._rows = rows.copy()
+            self._rows[late] = free
+            rows = order
+        self._state = self._prepared.select(self._state, torch.from_numpy(rows), owned=self._owned)
+        self._owned, self._held = True, inside
 
 
 class TraceEvidence:

@@ -37,9 +37,9 @@ class Watched:
         state = self.inner.run_stretch(first, last, state, owned=owned)
         return state, LogitAnswers(self.run_head(last, state), question)
 
-    def select(self, state: Any, indices: Any) -> Any:
+    def select(self, state: Any, indices: Any, *, owned: bool = False) -> Any:
         self.asked.append(("select", len(indices)))
-        return self.inner.select(state, indices)
+        return self.inner.select(state, indices, owned=owned)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_check_of_one_sample_is_evidence_and_decision_and_it_stays(
     assert [exit for exit, _ in decided] == [7] * 3
 
 
-def test_in_a_check_of_a_batch_one_sample_leaves_and_the_others_are_gathered(
+def test_in_a_check_of_a_batch_one_sample_leaves_and_nothing_is_gathered(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     units, read = walk_parts(watched, images(5), None), []
@@ -81,8 +81,18 @@ def test_in_a_check_of_a_batch_one_sample_leaves_and_the_others_are_gathered(
     watched.asked.clear()
     for _ in range(2):
         units["head", 3]()
-    assert watched.asked == [("head", 3, 5), ("select", 4)] * 2
+    assert watched.asked == [("head", 3, 5)] * 2
     assert len(read) == 2
+
+
+def test_a_gather_copies_the_whole_batch_as_it_is_at_the_exit(watched: Watched) -> None:
+    units = walk_parts(watched, images(5), None)
+    assert [part for part in units if part[0] == "gather"] == [("gather", i) for i in range(1, 21)]
+    watched.asked.clear()
+    state = units["gather", 3]()
+    assert watched.asked == [("select", 5)]
+    assert isinstance(state, torch.Tensor)
+    assert len(state) == 5
 
 
 def test_the_classifier_and_the_whole_network_end_with_answers_on_the_host(
@@ -107,5 +117,6 @@ def test_what_leads_up_to_a_part_is_what_runs_before_it_in_a_walk(watched: Watch
     assert leads(("segment", 5)) == [("segment", 3), ("segment", 4)]
     assert leads(("head", 5)) == [("segment", 4), ("segment", 5)]
     assert leads(("forecast", 5))[-1] == ("head", 5)
+    assert leads(("gather", 5)) == [("segment", 5)]
     units = walk_parts(watched, images(1), lambda logits: logits)
     assert {lead for part in units for lead in leads(part)} <= set(units)
