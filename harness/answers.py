@@ -8,11 +8,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .criteria import CRITERIA, encode_rounds
-from .evidence import FloatArray, IntArray, decode_rounds
-from .predictors import convolve
+from .criteria import CRITERIA, as_stored
+from .evidence import FloatArray, IntArray
+
+FEW = 32
+"""Logits of one sample up to which plain Python takes less time than the calls of numpy."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,19 @@ class Question:
 
     Attributes:
         criterion: key of ``CRITERIA``; what the confidence means.
-        stack: the convolution predictor's matrices (R, classes, classes) on the network's device,
-            if the policy forecasts with them.
+        stack: the convolution predictor's matrices (R, classes, classes) on any device, if the
+            policy forecasts with them.
     """
 
     criterion: str = "softmax"
     stack: Tensor | None = None
+
+    @cached_property
+    def matrix(self) -> NDArray[np.float64]:
+        """The stack as one matrix (classes, R * classes) on the host: logits @ matrix."""
+        assert self.stack is not None, "the policy asks for rounds, but no kernel was given"
+        columns = self.stack.cpu().numpy().reshape(-1, self.stack.shape[2])
+        return columns.astype(np.float64).T
 
 
 class Answers(Protocol):
@@ -48,36 +58,34 @@ class Answers(Protocol):
 
 
 class LogitAnswers:
-    """Answers computed from logits (n, classes) where they are."""
+    """Answers computed on the host from logits (n, classes), which are brought there once."""
 
     def __init__(self, logits: Tensor, question: Question) -> None:
-        self._logits = logits
+        self._given = logits
         self._question = question
 
     @cached_property
+    def _logits(self) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = self._given.cpu().numpy()
+        return array
+
+    @cached_property
     def label(self) -> IntArray:
-        labels: IntArray = self._logits.argmax(-1).cpu().numpy()
-        return labels
+        return self._logits.argmax(1)
 
     @cached_property
     def confidence(self) -> FloatArray:
-        values = CRITERIA[self._question.criterion].confidence(self._logits).cpu().numpy()
-        return np.asarray(values)
+        criterion, logits = CRITERIA[self._question.criterion], self._logits
+        if logits.size <= FEW and len(logits) == 1:
+            return np.array([criterion.of_list(logits[0].tolist())], dtype=np.float32)
+        return criterion.of_array(logits)
 
     def rounds(self, rows: IntArray) -> FloatArray:
-        stack, name = self._question.stack, self._question.criterion
-        assert stack is not None, "the policy asks for rounds, but no kernel was given"
-        logits = self._rows(rows)
-        confidence = CRITERIA[name].confidence(convolve(logits, stack))
-        stored = encode_rounds(name, confidence).cpu().numpy()
-        return decode_rounds(CRITERIA[name].bounded, stored)
+        matrix, name = self._question.matrix, self._question.criterion
+        logits = self._logits if len(self._logits) == 1 == len(rows) else self._logits[rows]
+        rounds = logits.astype(np.float64) @ matrix
+        rounds = rounds.reshape(len(rows), -1, logits.shape[1])
+        return as_stored(name, CRITERIA[name].of_array(rounds))
 
     def of(self, rows: IntArray) -> LogitAnswers:
-        return LogitAnswers(self._rows(rows), self._question)
-
-    def _rows(self, rows: IntArray) -> Tensor:
-        count = len(self._logits)
-        # All of them, but perhaps in another order: rows move when a batch closes up.
-        if len(rows) == count and (count == 1 or (rows == np.arange(count)).all()):
-            return self._logits
-        return self._logits[torch.from_numpy(rows).to(self._logits.device)]
+        return LogitAnswers(torch.from_numpy(self._logits[rows]), self._question)

@@ -10,6 +10,8 @@ import numpy as np
 from .evidence import Evidence, FloatArray, IntArray
 from .predictors import Predictor
 
+_FIRST = np.zeros(1, dtype=np.int64)
+
 POLICIES = ("full", "every-exit", "predictive", "fixed", "oracle")
 
 
@@ -67,7 +69,10 @@ class EveryExit:
         return np.full(len(samples), self.start_layer)
 
     def decide(self, exit: int, evidence: Evidence) -> IntArray:
-        return np.where(evidence.confidence >= self.limits[exit - 1], exit, exit + 1)
+        confidence, limit = evidence.confidence, self.limits[exit - 1]
+        if len(confidence) == 1:
+            return np.array([exit if confidence[0] >= limit else exit + 1])
+        return np.where(confidence >= limit, exit, exit + 1)
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,19 @@ class Predictive:
         return np.full(len(samples), self.start_layer)
 
     def decide(self, exit: int, evidence: Evidence) -> IntArray:
-        following = np.full(len(evidence.samples), exit)
-        stay = np.flatnonzero(evidence.confidence < self.limits[exit - 1])
+        confidence, limit = evidence.confidence, self.limits[exit - 1]
+        if len(confidence) == 1:
+            return np.array([self._decide_one(exit, evidence) if confidence[0] < limit else exit])
+        following = np.full(len(confidence), exit)
+        stay = np.flatnonzero(confidence < limit)
         if len(stay):
             jump = self.predictor.jump(exit, evidence, stay)
             following[stay] = np.minimum(exit + jump, len(self.limits) + 1)
         return following
+
+    def _decide_one(self, exit: int, evidence: Evidence) -> int:
+        jump = self.predictor.jump(exit, evidence, _FIRST)
+        return min(exit + int(jump[0]), len(self.limits) + 1)
 
 
 @dataclass(frozen=True)

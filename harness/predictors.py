@@ -38,9 +38,15 @@ class ConvolutionPredictor:
 
     def jump(self, exit: int, evidence: Evidence, rows: IntArray) -> IntArray:
         rounds = evidence.rounds(rows)
-        horizon = rounds.shape[1]
-        targets = np.minimum(exit + np.arange(1, horizon + 1), len(self.limits))
-        reached = rounds > self.limits[targets - 1]
+        horizon, exits = rounds.shape[1], len(self.limits)
+        if exit + horizon <= exits:
+            limits = self.limits[exit : exit + horizon]
+        else:
+            limits = self.limits[np.minimum(exit + np.arange(horizon), exits - 1)]
+        reached = rounds > limits
+        if len(rounds) == 1:
+            first = int(reached.argmax())
+            return np.array([first + 1 if reached[0, first] else horizon])
         return np.where(reached.any(1), reached.argmax(1) + 1, horizon)
 
 
@@ -166,5 +172,9 @@ def convolution_stack(
 
 
 def convolve(logits: Tensor, stack: Tensor) -> Tensor:
-    """v_1..v_R of a batch in one operation: logits (n, classes) to (n, R, classes)."""
-    return torch.einsum("rjk,nk->nrj", stack, logits)
+    """v_1..v_R of a batch in one operation: logits (n, classes) to (n, R, classes), float64.
+
+    The numbers grow from round to round, their differences decide: in float32 the order of the sums
+    would show.
+    """
+    return torch.einsum("rjk,nk->nrj", stack.double(), logits.double())

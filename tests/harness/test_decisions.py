@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from exitbench.harness.answers import LogitAnswers, Question
 from exitbench.harness.criteria import CRITERIA, encode_rounds
 from exitbench.harness.errors import ExitbenchError
 from exitbench.harness.evidence import decode_rounds
@@ -95,13 +96,13 @@ def test_an_asymmetric_kernel_is_applied_without_a_flip():
 def test_the_stack_equals_torch_conv1d_applied_again_and_again():
     torch.manual_seed(0)
     logits, kernel = torch.randn(5, 10), (0.5, 1.0, -0.25, 0.75, 0.1)
-    step = logits
+    step = logits.double()
     rounds = convolve(logits, convolution_stack(10, kernel, 6))
     for number in range(6):
         step = torch.nn.functional.conv1d(
-            step[:, None], torch.tensor(kernel)[None, None], padding=2
+            step[:, None], torch.tensor(kernel, dtype=torch.float64)[None, None], padding=2
         )[:, 0]
-        # sums of up to 50 float32 products in another order
+        # the stack is rounded to float32
         torch.testing.assert_close(rounds[:, number], step, rtol=1e-4, atol=1e-5)
 
 
@@ -172,7 +173,8 @@ def test_the_oracle_leaves_where_it_is_told_without_checking_before():
 
 def test_live_evidence_forecasts_only_the_rows_that_ask():
     logits = torch.tensor([[1.0, 2.0, 4.0], [0.0, 8.0, 0.0]])
-    evidence = LiveEvidence(np.array([5, 9]), logits, "activation", convolution_stack(3, horizon=2))
+    question = Question("activation", convolution_stack(3, horizon=2))
+    evidence = LiveEvidence(np.array([5, 9]), LogitAnswers(logits, question))
     assert evidence.label.tolist() == [2, 1]
     assert evidence.confidence.tolist() == [4, 8]
     assert evidence.rounds(np.array([0])).tolist() == [[7, 16]]
