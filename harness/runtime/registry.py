@@ -108,6 +108,9 @@ def prepare(
                 )
             except ExitbenchError as error:
                 reason = str(error)
+            except RuntimeError as error:
+                # An operator that fails while weights are packed, or in a unit's self-test.
+                reason = f"fails here ({(str(error).splitlines() or [repr(error)])[0]})"
             else:
                 passed_over = f" (not {'; not '.join(reasons)})" if reasons else ""
                 return replace(prepared, words=prepared.words + passed_over)
