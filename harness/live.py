@@ -37,7 +37,7 @@ from .sweep import SETTING_COLUMNS
 from .sweepfile import read_sweep, setting_of
 from .sweeping import load_traces, prices_for
 from .tiers import TIERS, Tier
-from .tracing import begin, check_subject, traced_subject
+from .tracing import begin, check_subject, tell_runtime, traced_subject
 
 Say = Callable[[str], None]
 DEFAULT_ROLES = ("full", "every-exit", "every-exit-best", "predictive", "recommended")
@@ -82,6 +82,8 @@ def run_run(config: RunConfig, say: Say, *, clocks: ClockFiles = THIS_MACHINE) -
     prepared = {
         name: subject.prepare(name) for name in dict.fromkeys(s.precision for s in chosen)
     }
+    for network in prepared.values():
+        tell_runtime(directory, network, say, new=False)
     if config.forward_mode == "accuracy":
         judge_live(directory, subject, prepared, chosen, config, say)
     else:

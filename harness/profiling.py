@@ -31,7 +31,7 @@ from .rundir import RunDirectory, time_now
 from .setpoints import SetPoint, SetPoints, find_set_points, repriced
 from .subject import Subject, load_subject, usable_precisions
 from .tiers import TIERS
-from .tracing import begin, traced_subject
+from .tracing import begin, tell_runtime, traced_subject
 from .windowlog import WindowFile, WindowLog, settled
 
 Say = Callable[[str], None]
@@ -93,6 +93,8 @@ def run_profile(
     under_way = _window_file(directory)
     since = under_way.begin({"profile": to_plain(config)}, time_now())
     prepared = {precision: subject.prepare(precision) for precision in precisions}
+    for network in prepared.values():
+        tell_runtime(directory, network, say, new=False)
     profile_subject(directory, subject, prepared, config, say, since)
     if places is not None:
         with places.session() as set_point:

@@ -20,6 +20,7 @@ from .files import sha256
 from .options import from_plain, to_plain
 from .predictors import convolution_stack
 from .rundir import RunDirectory
+from .runtime.base import Prepared
 from .splitting import digest_of
 from .subject import Subject, load_subject, thinned, usable_precisions
 from .trace import Trace, TraceMeta, read_logits, record, trace_logits, writing
@@ -184,20 +185,23 @@ def trace_subject(
     prepared = {}
     for precision in precisions:
         prepared[precision] = subject.prepare(precision)
-        say(f"{precision}: {prepared[precision].words}")
-        directory.update(
-            precisions={
-                precision: {
-                    "runtime": prepared[precision].name,
-                    "available": True,
-                    "reason": None,
-                    "words": prepared[precision].words,
-                }
-            }
-        )
+        tell_runtime(directory, prepared[precision], say)
         for split in SPLITS:
             _record(directory, subject, split, precision, prepared[precision], config, say)
     return prepared
+
+
+def tell_runtime(directory: RunDirectory, prepared: Prepared, say: Say, new: bool = True) -> None:
+    """Say which runtime serves a precision, and note it in the manifest.
+
+    Args:
+        new: takes the place of what is noted; else what the trace was made with stays there.
+    """
+    say(f"{prepared.precision}: {prepared.words}")
+    known = directory.manifest.get("precisions", {}).get(prepared.precision, {})
+    if new or not known.get("available"):
+        found = {"available": True, "reason": None, "words": prepared.words}
+        directory.update(precisions={prepared.precision: {"runtime": prepared.name} | found})
 
 
 def _record(

@@ -201,6 +201,12 @@ def test_trace_and_profile_tell_who_serves_and_why(
     assert cli.main(["profile", *seconds, *on]) == 0
     said = capsys.readouterr()
     assert "not onednn: unit" in said.out + said.err
+    alone = tmp_path / "alone"
+    on = ["--run", str(alone), "--device", "cpu", "--threads", "1"]
+    assert cli.main(["profile", "--checkpoint", str(inputs.vgg), *seconds, *on]) == 0
+    noted = json.loads((alone / "manifest.json").read_text())["precisions"]["fp32"]
+    assert (noted["runtime"], noted["available"]) == ("eager", True)
+    assert "not onednn: unit" in noted["words"]
 
 
 def test_int8_that_is_broken_is_refused_before_anything_is_written(
