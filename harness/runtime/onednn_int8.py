@@ -27,7 +27,7 @@ from ..quantization import (
 )
 from .base import PlannedNetwork, exit_modules
 from .calibrate import calibrate
-from .plan import INPUT, Binary, Convolution, Unary, make_plan
+from .plan import INPUT, Binary, Convolution, Unary, make_plan, plan_parts
 from .reference import ReferenceKit, compare_with_fp32, compare_with_reference, require_equal
 
 NAME = "onednn-int8"
@@ -210,7 +210,8 @@ def prepare_int8(
         )
     grids = calibrate(network, images, ranges)
     plan = make_plan(network, Int8Kit(grids, find_operators()))
-    compare_with_reference(plan, make_plan(network, ReferenceKit(grids)), sample_images(images, 2))
+    reference = plan_parts(network, ReferenceKit(grids))
+    compare_with_reference(plan, reference, sample_images(images, 2))
     error = compare_with_fp32(plan, network, sample_images(images, 32))
     heads, classifier = exit_modules(network, device, plan)
     taken = f"{PERCENTILE} percentiles" if ranges == "percentile" else "extremes"

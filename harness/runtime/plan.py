@@ -7,7 +7,7 @@ unit's name, ``NAME.project`` for a projected shortcut, ``input`` for the images
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,8 +18,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ...models.blocks import ConvBlock, ResidualEnd, ResidualStart, State
 from ...models.network import ExitNetwork
 from ..errors import ExitbenchError
+from ..memory import release
 
 INPUT = "input"
+
+LARGE = 2**18
+"""Weights in a segment from which on its leftovers are given back; a test network has fewer."""
 
 Unary = Callable[[Tensor], Tensor]
 
@@ -97,24 +101,54 @@ class Plan:
     names: tuple[tuple[str, ...], ...]
 
 
+@dataclass(frozen=True)
+class Part:
+    """One segment of a plan; see ``Plan``."""
+
+    steps: tuple[Step, ...]
+    features: Unary
+    names: tuple[str, ...]
+
+
 def make_plan(network: ExitNetwork, kit: Kit) -> Plan:
     """The network's backbone in the operators of ``kit``.
 
     Raises:
         ExitbenchError: a unit that no runtime knows how to fold.
     """
+    parts = list(plan_parts(network, kit))
+    return Plan(
+        kit.enter(),
+        tuple(part.steps for part in parts),
+        tuple(part.features for part in parts),
+        tuple(part.names for part in parts),
+    )
+
+
+def plan_parts(network: ExitNetwork, kit: Kit) -> Iterator[Part]:
+    """The segments of a plan one by one, for who needs each once and not their weights together.
+
+    Raises:
+        ExitbenchError: a unit that no runtime knows how to fold.
+    """
     sites: tuple[Site, ...] = (Site(INPUT, network.input_side),)
-    segments, features, names = [], [], []
     for number in range(1, network.num_exits + 2):
-        steps = []
         units = network.segment_units(number)
-        for name, unit in units:
-            step, sites = _step(unit, name, sites, kit)
-            steps.append(step)
-        segments.append(tuple(steps))
-        features.append(kit.features(sites[0].name))
-        names.append(tuple(name for name, _ in units))
-    return Plan(kit.enter(), tuple(segments), tuple(features), tuple(names))
+        part, sites = _part(units, sites, kit)
+        yield part
+        del part
+        if sum(weight.numel() for _, unit in units for weight in unit.parameters()) > LARGE:
+            release()
+
+
+def _part(
+    units: list[tuple[str, nn.Module]], sites: tuple[Site, ...], kit: Kit
+) -> tuple[Part, tuple[Site, ...]]:
+    steps = []
+    for name, unit in units:
+        step, sites = _step(unit, name, sites, kit)
+        steps.append(step)
+    return Part(tuple(steps), kit.features(sites[0].name), tuple(n for n, _ in units)), sites
 
 
 @torch.inference_mode()
