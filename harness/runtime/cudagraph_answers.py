@@ -55,7 +55,7 @@ class Questions:
             return Ask(question.criterion, "", 0)
         known, digest = self._last
         if stack is not known:
-            host = stack.detach().float().cpu().contiguous()
+            host = stack.detach().cpu().double().contiguous()  # as rounds are computed
             shape = str(tuple(host.shape)).encode()
             digest = hashlib.sha256(shape + host.numpy().tobytes()).hexdigest()
             if digest not in self._stacks:

@@ -49,7 +49,7 @@ class Capture(Protocol):
         """
 
     def record(self, work: Work) -> Graph:
-        """Run ``work`` to warm up, then capture it; static buffers hold anything afterwards.
+        """Run ``work`` to warm up, then capture it; what it writes holds anything afterwards.
 
         Args:
             work: reads and writes static buffers only, and never waits for the device.

@@ -42,9 +42,11 @@ class _Scratch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.made: dict[int, Tensor] = {}
+        self.touched: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         given = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        self.touched |= given
         result = function(*args, **(kwargs or {}))
         for made in tree_leaves(result):
             if isinstance(made, Tensor) and _address(made) not in given:
@@ -123,14 +125,15 @@ class FakeCapture:
         self.captures += 1
         self._capturing = True
         try:
-            with _NoWaiting():
+            with _NoWaiting(), (scratch := _Scratch()):
                 work()
             if self._refuse(self.captures):
                 raise Refused("operation failed due to a previous error during capture\nmore")
         finally:
             self._capturing = False
             for buffer in self.buffers:
-                poison(buffer)
+                if _address(buffer) in scratch.touched:
+                    poison(buffer)
         return FakeGraph(self, work)
 
     def send(self, values: Tensor) -> Callable[[], NDArray[np.float32]]:
