@@ -22,7 +22,7 @@ from exitbench.harness.sources import LiveSource
 from exitbench.harness.trace import TraceMeta, record, writing
 from goal_network import interleaved, ratio
 from goal_rows import Row
-from goal_subject import make_checkpoint, make_images, make_subject
+from goal_subject import make_checkpoint, make_elsewhere, make_images, make_subject
 from goal_walks import make_script, scripted
 from precision import make_network
 from replay import make_traces, whole_sweep
@@ -132,6 +132,7 @@ def measure_memory(folder: Path, threads: int, quick: bool) -> list[Row]:
 
     Only sound in a process that has done nothing else: the peak of a process never falls.
     """
+    make_elsewhere(folder, "vgg19", 64)
     before = psutil.Process().memory_info().rss
     steps: dict[str, float] = {}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +45,14 @@ def make_subject(folder: Path, model: str, tests: int, threads: int) -> Subject:
         make_checkpoint(folder, model), make_images(folder, tests),
         DeviceConfig("cpu", threads), lambda line: None,
     )  # fmt: skip
+
+
+def make_elsewhere(folder: Path, model: str, tests: int) -> None:
+    """Make the files of ``make_subject`` in another process, whose memory is not this one's."""
+    command = [sys.executable, str(Path(__file__).resolve()), str(folder), model, str(tests)]
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    make_checkpoint(Path(sys.argv[1]), sys.argv[2])
+    make_images(Path(sys.argv[1]), int(sys.argv[3]))
