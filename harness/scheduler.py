@@ -6,7 +6,7 @@ trace (``TraceSource``). What is swept is therefore what is run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -173,22 +173,33 @@ def walk(
     going = Going(policy, source)
     if steer is not None and len(going.inside):
         steer.begin(int(going.due.max()))
-    at = 0  # the last segment that the samples inside have been through
+    for exit in onward(going, observe=observe):
+        if steer is not None:
+            _tell(steer, going, exit)
+    outcome = going.finish()
+    if steer is not None and len(going.inside):
+        steer.end(source.exits + 1)
+    return outcome
+
+
+def onward(going: Going, at: int = 0, observe: Observer | None = None) -> Iterator[int]:
+    """Bring samples from check to check and at last to the classifier, if any are left.
+
+    Yields the exit of each check, once it is made. There a batch may be left to wait.
+
+    Args:
+        at: the exit where the samples are; 0 for images.
+    """
+    source = going.source
     while len(going.inside) and going.next_due <= source.exits:
         exit = going.next_due
         # What lies between two checks is one stretch: an exit where nobody is due costs nothing.
         source.advance(at + 1, exit)
         going.check(exit, observe)
-        if steer is not None:
-            _tell(steer, going, exit)
         at = exit
-    if not len(going.inside):
-        return going.finish()
-    source.advance(at + 1, source.exits + 1)
-    outcome = going.finish()
-    if steer is not None:
-        steer.end(source.exits + 1)
-    return outcome
+        yield exit
+    if len(going.inside):
+        source.advance(at + 1, source.exits + 1)
 
 
 def _tell(steer: Steer, going: Going, exit: int) -> None:
