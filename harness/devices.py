@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import torch
@@ -108,7 +109,8 @@ def fp32_on_cuda(convolutions: str = "ieee", products: str = "ieee") -> Iterator
         convolutions: ``ieee``, all bits; or ``tf32``, factors rounded to 10 bits of fraction.
         products: the same of matrix products.
     """
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    backends: Any = torch.backends  # some of them have no types
+    settings = (backends.cudnn.conv, backends.cuda.matmul)
     # Read by the settings' own names: the older allow_tf32 raises once the two were set apart.
     before = [each.fp32_precision for each in settings]
     for each, wanted in zip(settings, (convolutions, products), strict=True):
