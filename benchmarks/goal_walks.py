@@ -63,7 +63,7 @@ def make_script(exits: int, samples: int, mean: float, seed: int) -> Script:
     """Geometric depths 1..E + 1 of that mean; half of the forecasts right, none too far."""
     generator = np.random.default_rng(seed)
     depths = np.arange(1, exits + 2)
-    low, high = 1e-6, 1 - 1e-6  # of the chance to leave at an exit
+    low, high = -0.9, 1 - 1e-6  # of the chance to leave at an exit; below 0 the late ones gain
     for _ in range(60):
         chance = (low + high) / 2
         weights = (1 - chance) ** depths
