@@ -39,6 +39,8 @@ TRIED = 3
 
 def unavailable(precision: str, device: torch.device) -> str | None:
     """Why CUDA graphs cannot run ``precision`` on ``device``, None if they can."""
+    if precision not in TOLERANCES:
+        return f"CUDA graphs run {', '.join(TOLERANCES)}, not {precision}"
     reason = eager.unavailable(precision, device)
     if reason is not None:
         return reason
