@@ -12,7 +12,7 @@ from ...models.network import ExitNetwork
 from ..devices import resolve_device
 from ..errors import ExitbenchError
 from ..quantization import DEFAULT_RANGES
-from . import cudagraph, eager, onednn_float, onednn_int8
+from . import cudagraph, eager, onednn_float, onednn_int8, openvino_graph
 from .base import PlannedNetwork, Prepared
 from .cudagraph_network import GraphNetwork
 
@@ -33,12 +33,14 @@ class Runtime:
         devices: the types of device that it is tried on, where others can run the precision.
         unavailable: why it cannot run a precision on a device; None if it can.
         prepare: a network made ready; may still fail in its self-test.
+        by_name: it runs only where it is asked for.
     """
 
     precisions: tuple[str, ...]
     devices: tuple[str, ...]
     unavailable: Unavailable
     prepare: Prepare
+    by_name: bool = False
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -57,8 +59,16 @@ RUNTIMES: dict[str, Runtime] = {
     eager.NAME: Runtime(
         ("fp32", "tf32", "bf16", "fp16"), ("cpu", "cuda"), eager.unavailable, eager.prepare_eager
     ),
+    # An optional package, whose being installed must not decide what runs.
+    openvino_graph.NAME: Runtime(
+        openvino_graph.PRECISIONS,
+        ("cpu",),
+        openvino_graph.unavailable,
+        openvino_graph.prepare_openvino,
+        by_name=True,
+    ),
 }
-"""By name, the fastest first: the first one that can serves."""
+"""By name, the fastest first: the first one that can serves, but for those that run by name."""
 
 
 def availability(precision: str, device: str | torch.device = "cpu") -> str | None:
@@ -129,6 +139,10 @@ def _candidates(precision: str, runtime: str | None, device: torch.device) -> li
         raise ExitbenchError(f"runtime is {runtime!r}; known are {', '.join(RUNTIMES)}")
     if runtime is not None:
         return [runtime]
-    known = [name for name, entry in RUNTIMES.items() if precision in entry.precisions]
+    known = [
+        name
+        for name, entry in RUNTIMES.items()
+        if precision in entry.precisions and not entry.by_name
+    ]
     here = [name for name in known if device.type in RUNTIMES[name].devices]
     return here or known  # one of another device says what the precision needs
