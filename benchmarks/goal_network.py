@@ -11,14 +11,15 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
 from exitbench.harness.runtime import Prepared, availability, prepare
 from exitbench.models.network import ExitNetwork
-from goal_rows import Row
+from goal_rows import MISSED, Row
 from precision import make_network
 from torch import Tensor, nn
 
@@ -72,8 +73,43 @@ def measure_network(model: str, threads: int, quick: bool) -> list[Row]:
             else:
                 peers[name] = found
         times = interleaved(peers, _rounds(model, batch, threads, quick))
-        rows += _rows(model, batch, threads, ours, times, absent)
+        found = _rows(model, batch, threads, ours, times, absent)
+        rows += [_explained(row, ours, some, quick) for row in found]
     return rows
+
+
+def _explained(row: Row, ours: dict[str, Prepared], images: Tensor, quick: bool) -> Row:
+    """A missed row with the segments where most of the time goes, beside eager's."""
+    name = INT8 if row.least else OURS
+    if row.status != MISSED or name not in ours:
+        return row
+    rounds = 2 if quick else 10
+    mine, eager = segment_times([ours[name], ours[EAGER]], images, rounds)
+    order = sorted(range(len(mine)), key=lambda at: -mine[at])[:4]
+    places = ", ".join(
+        f"{at + 1} ({mine[at] / sum(mine):.0%}, {mine[at] / eager[at]:.2f} x eager's)"
+        for at in order
+    )
+    note = f"{row.note}. " if row.note else ""
+    note += f"Segments that take most: {places}; all of them {sum(mine) / sum(eager):.2f} x eager's"
+    segments = {"ms": [each * 1e3 for each in mine], "eager_ms": [each * 1e3 for each in eager]}
+    return replace(row, note=note, detail={**row.detail, "segments": segments})
+
+
+def segment_times(
+    peers: Sequence[Prepared], images: Tensor, rounds: int
+) -> list[list[float]]:
+    """Median seconds of each segment of each peer, in passes through all segments, in turn."""
+    times: list[list[list[float]]] = [[[] for _ in range(p.num_exits + 1)] for p in peers]
+    for turn in range(rounds + 1):
+        for prepared, mine in zip(peers, times, strict=True):
+            state: Any = images
+            for number, found in enumerate(mine, start=1):
+                start = time.perf_counter()
+                state = prepared.run_segment(number, state)
+                if turn:
+                    found.append(time.perf_counter() - start)
+    return [[median(found) for found in mine] for mine in times]
 
 
 def interleaved(peers: dict[str, Pass], rounds: int) -> dict[str, list[float]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from exitbench.harness.profiler import ELEMENT_BYTES
 from exitbench.harness.runtime import Prepared, availability, prepare
 from exitbench.models.counting import NetworkCounts
 from exitbench.models.network import ExitNetwork
+from goal_network import segment_times
 from precision import make_network
 from torch import Tensor, nn
 
@@ -81,21 +81,14 @@ def _segments(
     prepared: Prepared, counts: NetworkCounts, flops: list[int], images: Tensor, quick: bool
 ) -> list[dict[str, Any]]:
     """Each segment in passes through the whole backbone, so that it meets the caches of a run."""
-    exits, batch = prepared.num_exits, len(images)
+    batch = len(images)
     rounds = (10 if quick else 60) if batch == 1 else (2 if quick else 8)
-    times: list[list[float]] = [[] for _ in range(exits + 1)]
-    for turn in range(rounds + 1):
-        state: Any = images
-        for number in range(1, exits + 2):
-            start = time.perf_counter()
-            state = prepared.run_segment(number, state)
-            if turn:
-                times[number - 1].append(time.perf_counter() - start)
+    (times,) = segment_times([prepared], images, rounds)
     element = ELEMENT_BYTES[prepared.precision]
     return [
         {
             "precision": prepared.precision, "runtime": prepared.name, "batch_size": batch,
-            "segment": number, "ms": median(each) * 1e3,
+            "segment": number, "ms": each * 1e3,
             "flops": flops[number - 1] * batch,
             "bytes": counts.segments[number - 1].bytes_per_sample(batch, element) * batch,
         }
