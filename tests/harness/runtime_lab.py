@@ -29,9 +29,10 @@ from torch.nn import functional
 CLASSES = 4
 HORIZON = 4
 EXITS = {
-    "vgg19": tuple(range(1, 21)),
-    # In every stage; middles of blocks (odd numbers), before a projection and not, and ends.
-    "resnet34": (1, 2, 5, 7, 8, 15, 22, 27, 31),
+    # In every stage; after a pool (3), before one (5, 10).
+    "vgg19": (1, 3, 5, 8, 10, 14, 17, 20),
+    # In every stage; middles of blocks (odd), before a projection (7, 15) and not, and ends.
+    "resnet34": (1, 2, 7, 8, 15, 22, 31),
 }
 WIDTHS = {"vgg19": 0.125, "resnet34": 0.0625}
 MODELS = tuple(EXITS)

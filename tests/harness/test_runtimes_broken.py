@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,17 @@ import pytest
 import torch
 from exitbench.harness import cli
 from exitbench.harness.errors import ExitbenchError
-from exitbench.harness.runtime import RUNTIMES, eager, onednn_float, onednn_int8, prepare, registry
+from exitbench.harness.runtime import (
+    RUNTIMES,
+    cudagraph,
+    eager,
+    onednn_float,
+    onednn_int8,
+    openvino_graph,
+    openvino_models,
+    prepare,
+    registry,
+)
 from runtime_lab import EAGER, Case, Lab, cases, close, everything, pictures
 from torch import Tensor
 
@@ -78,6 +89,22 @@ def _on_small_maps(real: Callable[..., Tensor], wrong: Callable[..., Tensor]) ->
     return lambda x, *rest: (wrong if x.shape[-1] == 4 else real)(x, *rest)
 
 
+def _without_openvino(monkeypatch: Patch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def _wrong_models(monkeypatch: Patch) -> None:
+    real = openvino_models.Model.__call__
+
+    def call(model: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        real(model, inputs, outputs)
+        for y in outputs:
+            y.add_(2) if y.dtype == torch.uint8 else y.mul_(1.05)
+
+    monkeypatch.setattr(openvino_models.Model, "__call__", call)
+
+
 def _without_capture(monkeypatch: Patch) -> None:
     monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", fails)
 
@@ -95,7 +122,13 @@ BREAKS: dict[str, dict[str, Break]] = {
         ),
     },
     onednn_int8.NAME: _operator_ways(onednn_int8, "onednn", lambda w: w // 2, lambda y: y.add_(2)),
-    "cudagraph": {
+    openvino_graph.NAME: {
+        "not installed": _without_openvino,
+        "models fail": lambda m: m.setattr(openvino_models.Model, "__call__", fails),
+        "models are wrong": _wrong_models,
+        "nothing can be compiled": lambda m: m.setattr(openvino_models.Model, "__init__", fails),
+    },
+    cudagraph.NAME: {
         "nothing can be captured": _without_capture,
         "replays do nothing": _stale_replays,
         "torch without CUDA": lambda m: m.setattr(torch.version, "cuda", None),
@@ -110,10 +143,12 @@ BROKEN = [
 
 @pytest.fixture
 def foremost(monkeypatch: Patch) -> Callable[[str], None]:
-    """Puts a runtime first in the registry, so that what is chosen when it fails is seen."""
+    """Puts a runtime first in the registry, also one that is not chosen unless by its name."""
 
     def put(name: str) -> None:
-        ordered = {name: RUNTIMES[name]} | RUNTIMES
+        ordered = {name: dataclasses.replace(RUNTIMES[name], by_name=False)} | {
+            other: entry for other, entry in RUNTIMES.items() if other != name
+        }
         monkeypatch.setattr(registry, "RUNTIMES", ordered)
 
     return put
@@ -123,7 +158,7 @@ def following(case: Case) -> str | None:
     """The runtime that serves when that of ``case`` does not."""
     where = torch.device(case.device)
     for name, entry in RUNTIMES.items():
-        if name == case.runtime or case.precision not in entry.precisions:
+        if name == case.runtime or entry.by_name or case.precision not in entry.precisions:
             continue
         if entry.unavailable(case.precision, where) is None:
             return name
@@ -164,15 +199,18 @@ def test_what_is_broken_gives_way_to_the_next_with_a_message(
     close(found, exact, case.bounds.error)
 
 
-def test_nothing_is_said_to_be_passed_over_where_the_first_one_serves(lab: Lab) -> None:
-    for parameter in cases():
-        (case,) = parameter.values
-        prepared = prepare(
-            lab.network("vgg19"), case.precision, case.device, pictures(16, seed=8)[0]
-        )
-        chosen = RUNTIMES[prepared.name]
-        assert chosen.unavailable(case.precision, torch.device(case.device)) is None
-        if prepared.name == next(n for n, r in RUNTIMES.items() if case.precision in r.precisions):
+def test_the_first_that_can_serves_and_says_nothing_of_others(lab: Lab) -> None:
+    for device, precision in {(p.values[0].device, p.values[0].precision) for p in cases()}:
+        prepared = prepare(lab.network("vgg19"), precision, device, pictures(16, seed=8)[0])
+        able = [
+            name
+            for name, entry in RUNTIMES.items()
+            if precision in entry.precisions
+            and not entry.by_name
+            and entry.unavailable(precision, torch.device(device)) is None
+        ]
+        assert prepared.name == able[0]
+        if device == "cpu":
             assert " (not " not in prepared.words
 
 
