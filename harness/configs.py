@@ -11,18 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .configs_machine import DeviceConfig, MeteringConfig
+
 Criterion = Literal["softmax", "activation", "margin", "entropy", "reference"]
 Policy = Literal["full", "every-exit", "predictive", "fixed", "oracle"]
 Predictor = Literal["convolution", "table", "constant", "perfect"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 Model = Literal["vgg19", "resnet34"]
 TrainMode = Literal["normal", "original", "exits", "joint"]
-Tier = Literal["quick", "standard", "publish"]
 Scene = Literal["continuous", "periodic"]
 Governor = Literal["fixed", "race-to-idle", "proportional", "deadline", "deadline-safe"]
 Clocks = Literal["simulated", "device"]
-ExternalUnit = Literal["watts", "joules"]
-ExternalCovers = Literal["board", "module", "gpu", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -53,37 +52,6 @@ class DataConfig:
         "List of samples written by 'exitbench subset', to which the test split is cut down. None: "
         "the whole split."
     )
-
-
-@dataclass(frozen=True)
-class DeviceConfig:
-    """Where the network runs."""
-
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    threads: int = 0
-    """CPU threads of the network; 0 takes the number of physical cores this process may use."""
-
-
-@dataclass(frozen=True)
-class MeteringConfig:
-    """How energy is measured."""
-
-    tier: Tier = "quick"
-    (
-        "quick: 5 s of every unit in 5 windows; standard: 30 s and until the 95% interval is "
-        "within 2%; publish: 600 s, idle before and after. Every window spans 50 updates of its "
-        "counter. Modelled energy needs no windows."
-    )
-    external: str | None = None
-    (
-        "A meter of your own: a command that prints one number, or file:PATH that holds one. None: "
-        "none."
-    )
-    external_unit: ExternalUnit = "watts"
-    """What it prints: watts of now, or joules counted up."""
-    external_covers: ExternalCovers = "board"
-    """What it measures: board is everything behind one plug."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +247,12 @@ class RunConfig:
     """Run at most this many test images. None: all."""
     batch_size: int | None = None
     """Images per batch. None: the batch size that the sweep was priced with."""
+    rebatch_wait: int | None = None
+    (
+        "Throughput mode: what is left of several batches runs on together, and an answer comes at "
+        "most so many further batches later. Latency is then time per sample, not until the "
+        "answer. None: each batch by itself."
+    )
     hardware: str = "auto"
     """Hardware profile. auto: the one of the cost table; another one is refused."""
     scene: Scene = "continuous"

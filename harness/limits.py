@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from .configs import GovernConfig, RunConfig, SubsetConfig, TraceConfig, TrainConfig
+from .configs import (
+    DemoConfig,
+    DeviceConfig,
+    GovernConfig,
+    ProfileConfig,
+    RunConfig,
+    StudyConfig,
+    SubsetConfig,
+    TraceConfig,
+    TrainConfig,
+)
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -96,6 +106,7 @@ RULES: dict[str, _Rule] = {
     "policies": _CHOICES,
     "precisions": _CHOICES,
     "predictors": _CHOICES,
+    "rebatch_wait": (lambda value: value >= 0, "a whole number of batches from 0"),
     "repeats": _COUNT,
     "run_limit": _COUNT,
     "seconds": (_positive, "a finite number of seconds above 0"),
@@ -142,6 +153,8 @@ def _combinations(config: object) -> Iterator[str]:
             "mode 'exits' trains heads on a frozen backbone and needs --init CHECKPOINT; "
             "train a backbone first with --mode original"
         )
+    if not isinstance(config, (TraceConfig, ProfileConfig, RunConfig, StudyConfig, DemoConfig)):
+        yield from _no_runtime(getattr(config, "device", None))
     if isinstance(config, TraceConfig):
         yield from _trace_combinations(config)
     if isinstance(config, RunConfig):
@@ -150,6 +163,15 @@ def _combinations(config: object) -> Iterator[str]:
         yield from _govern_combinations(config)
     if isinstance(config, SubsetConfig) and config.exit is not None and config.difficulty == "hard":
         yield "exit is given with difficulty 'hard', which has no use for it; leave one of them out"
+
+
+def _no_runtime(device: Any) -> Iterator[str]:
+    """Options about prepared networks, for commands that run none."""
+    for name in ("runtime", "ranges"):
+        if isinstance(device, DeviceConfig) and getattr(device, name) not in (None, "auto"):
+            yield (
+                f"{name} is given, but this command runs no prepared network; leave out --{name}"
+            )
 
 
 def _govern_combinations(config: GovernConfig) -> Iterator[str]:
@@ -173,6 +195,22 @@ def _run_combinations(config: RunConfig) -> Iterator[str]:
         yield f"batch_size is {config.batch_size}; requests come one by one, so it must be 1"
     if config.forward_mode == "accuracy" and (config.governor or config.scene == "periodic"):
         yield "forward_mode is accuracy, which judges forecasts; leave out --governor and --scene"
+    if config.rebatch_wait is not None:
+        yield from _rebatch_combinations(config)
+
+
+def _rebatch_combinations(config: RunConfig) -> Iterator[str]:
+    given = f"rebatch_wait is {config.rebatch_wait}"
+    if config.governor or config.scene == "periodic":
+        beside = "a governor" if config.governor else "a periodic scene"
+        yield (
+            f"{given} beside {beside}, where requests come one by one and no batches are there to "
+            "be put together; leave one of them out"
+        )
+    elif config.batch_size == 1:
+        yield f"{given} beside batch_size 1; give --batch-size 2 or more, or leave one of them out"
+    if config.forward_mode == "accuracy":
+        yield f"{given}, but forward_mode accuracy times nothing; leave out --rebatch-wait"
 
 
 def _without_meaning(config: TraceConfig) -> Iterator[str]:

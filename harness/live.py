@@ -13,7 +13,7 @@ from .choose import BOUNDS
 from .circumstances import THIS_MACHINE, ClockFiles
 from .conditions import settings as settings_here
 from .configs import RunConfig
-from .costs import CostTable
+from .costs import CostTable, Prices
 from .dvfs_errors import model_error_words
 from .errors import ExitbenchError
 from .evidence import IntArray
@@ -31,6 +31,7 @@ from .passes import PassLog
 from .profiling import active_power_w, choose_energy
 from .rundir import RunDirectory
 from .scenes import Scene
+from .serving import beside_traces
 from .settings import Setting
 from .subject import Subject, load_subject, thinned
 from .sweep import SETTING_COLUMNS
@@ -78,18 +79,33 @@ def run_run(config: RunConfig, say: Say, *, clocks: ClockFiles = THIS_MACHINE) -
             for name in dict.fromkeys(setting.precision for setting in chosen)
         ]
         check_governed(directory, subject, config, prices, clocks)
+        check_rebatched(config, prices)
+    precisions = list(dict.fromkeys(setting.precision for setting in chosen))
+    subject = beside_traces(directory, subject, precisions, say)
     begin(directory, "run", to_plain(config), subject)
-    prepared = {
-        name: subject.prepare(name) for name in dict.fromkeys(s.precision for s in chosen)
-    }
+    prepared = {name: subject.prepare(name) for name in precisions}
     for network in prepared.values():
-        tell_runtime(directory, network, say, new=False)
+        tell_runtime(directory, network, say, new=False, ranges=subject.ranges)
     if config.forward_mode == "accuracy":
         judge_live(directory, subject, prepared, chosen, config, say)
     else:
         meter = choose_energy(directory, subject, hardware, say, metering=config.metering)
         measure_chosen(directory, subject, prepared, chosen, config, meter, say, clocks)
     directory.finish("run")
+
+
+def check_rebatched(config: RunConfig, prices: Sequence[Prices]) -> None:
+    """Refuse to put batches of one sample together.
+
+    Raises:
+        ExitbenchError: that was asked for.
+    """
+    if config.rebatch_wait is not None and prices[0].batch_size == 1:
+        raise ExitbenchError(
+            f"rebatch_wait is {config.rebatch_wait}, but {config.run} was swept with batch size 1, "
+            "of which nothing can be put together; give --batch-size with a larger one of the cost "
+            "table, or leave out --rebatch-wait"
+        )
 
 
 def _hardware(directory: RunDirectory, asked: str, device: str) -> str:
@@ -187,7 +203,10 @@ def measure_chosen(
         for precision, network in prepared.items():
             bench = _bench(directory, subject, network, config, meter, positions)
             governing = governing_for(bench.prices)
-            bench = replace(bench, manner=Manner(tier, scene, governing=governing))
+            manner = Manner(
+                tier, scene, governing=governing, rebatch_wait=config.rebatch_wait
+            )
+            bench = replace(bench, manner=manner)
             new = [
                 setting
                 for setting in settings
@@ -298,6 +317,12 @@ def _measured_words(row: Mapping[str, Any]) -> str:
     )
     if row["energy_mj"] is not None:
         words += f", {row['energy_mj']:.4g} mJ ({row['energy_source']})"
+    if row["rebatch_wait"] is not None:
+        words += (
+            f"; rebatched, so that this is throughput: answers came {row['waited_batches']:.2g} "
+            f"further batches later on average, {row['longest_wait_batches']} at most, and a "
+            f"segment ran on {row['rows_per_segment']:.1f} samples"
+        )
     if row["missed"] is not None:
         words += f", {row['missed']:.1%} over the deadline"
     if row["keeps_up"] is False:

@@ -64,12 +64,16 @@ class Manner:
         scene: when requests come.
         idle: power of the device with nothing to do.
         governing: sets the clocks; None: they are left as they are.
+        rebatch_wait: throughput mode: what is left of several batches runs on together, and a
+            sample has its answer before more than so many further batches are fed; None: each
+            batch by itself.
     """
 
     tier: Tier | None = None
     scene: Scene = CONTINUOUS
     idle: Idle = UNKNOWN
     governing: Governing | None = None
+    rebatch_wait: int | None = None
 
     @property
     def simulated(self) -> bool:

@@ -2,7 +2,8 @@
 
 Latency and energy are those of a sample in a pass: the median over the passes is reported, with
 the fastest and the slowest pass as ``low`` and ``high``. In a periodic scene the latency is the
-response time and the energy holds the idle until the next request.
+response time and the energy holds the idle until the next request. Of a rebatched run it is time
+per sample, as of any batch; the further batches for which an answer waits are counted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from .sweep import SETTING_COLUMNS, Traces, price
 
 _HOW = (
     "batch_size", "samples", "threads", "runtime", "costs", "trace", "tier", "scene", "period_ms",
-    "governor", "operating_point", "deadline_ms", "clocks", "operating_costs",
+    "governor", "operating_point", "deadline_ms", "clocks", "operating_costs", "rebatch_wait",
+    "ranges",
 )  # fmt: skip
 _FORMERLY = {"scene": "continuous"}  # of rows that were made before there was the field
 
@@ -54,6 +56,7 @@ def sought(setting: Setting, bench: Bench, repeats: int) -> dict[str, Any]:
         "asked_repeats": repeats,
         "threads": bench.subject.threads,
         "runtime": bench.prepared.name,
+        "ranges": bench.subject.ranges if bench.prepared.precision == "int8" else None,
         "costs": price_digest(bench.prices),
         "trace": trace_digest(bench.traces),
         "meters": [bench.meter.name],
@@ -72,6 +75,7 @@ def _manner(manner: Manner) -> dict[str, Any]:
         "deadline_ms": None if governing is None else round(governing.deadline_s * 1e3, 9),
         "clocks": None if governing is None else governing.clocks,
         "operating_costs": None if governing is None else table_digest(governing),
+        "rebatch_wait": manner.rebatch_wait,
     }
 
 
@@ -169,6 +173,7 @@ def _requests(passes: Sequence[Pass]) -> dict[str, Any]:
     requests = [each.requests for each in passes]
     points = typical([each.points for each in requests])
     keeps_up = [each.keeps_up for each in requests if each.keeps_up is not None]
+    longest = _all([each.longest_wait_batches for each in requests])
     return {
         "busy_share": _median(_all([each.busy_share for each in requests])),
         "late": _median(_all([each.late for each in requests])),
@@ -176,6 +181,9 @@ def _requests(passes: Sequence[Pass]) -> dict[str, Any]:
         "missed": _median(_all([each.missed for each in requests])),
         "switches": _median(_all([each.switches for each in requests])),
         "points": points_text(points) or None,
+        "waited_batches": _median(_all([each.waited_batches for each in requests])),
+        "longest_wait_batches": max(longest) if longest else None,
+        "rows_per_segment": _median(_all([each.rows_per_segment for each in requests])),
     }
 
 

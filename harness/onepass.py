@@ -2,6 +2,7 @@
 
     window  |................................................|
     work     batch batch batch ...                              continuous
+             batch batch rest of both batch ...                 continuous, rebatched
              request...idle...request...idle...                 periodic
 
 With simulated clocks nothing is timed: the decisions are real, their price is that of the operating
@@ -17,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .answers import Question
 from .bench import Bench, Live
 from .evidence import IntArray
 from .governors import LiveSteer, OperatingTable, Request
@@ -24,6 +26,7 @@ from .meters.base import Reading, minimum_window_s
 from .passes import Pass, Requests
 from .policies import Policy, Predictive
 from .predictors import ConvolutionPredictor, convolution_stack
+from .rebatching import Rebatching, Waiting
 from .scenes import Paced, Scene, pace, paced_by_prices
 from .scheduler import LayerStatistics, Outcome, merge, walk
 from .sources import LiveSource
@@ -90,16 +93,20 @@ class _Going:
         governing = bench.manner.governing
         self._steer: LiveSteer | None = governing.steer(live.policy) if governing else None
         self._paced: list[Paced] = []
+        self._waited: list[tuple[int, Waiting]] = []
         self._stack = _stack(bench, live.policy)
 
     def take(self, positions: IntArray, images: Tensor) -> None:
         """Serve these from now on."""
         self._positions, self._images = positions, images
+        self._waited.append((len(images), Waiting()))
         self._paced_before = len(self._paced)
         self._requests_before = len(self._steer.requests) if self._steer is not None else 0
 
     def once(self, times: int) -> list[Outcome]:
         """Serve every batch once; the answers."""
+        if self._bench.manner.rebatch_wait is not None:
+            return [self._together(self._bench.manner.rebatch_wait, times)]
         size = self._bench.batch_size
         found: list[Outcome] = []
 
@@ -126,6 +133,26 @@ class _Going:
         )  # fmt: skip
         return walk(self._live.policy, source, self._observe, self._steer)
 
+    def _together(self, wait: int, times: int) -> Outcome:
+        """The batches one after another, what is left of several put together."""
+        bench, size = self._bench, self._bench.batch_size
+        question = Question(self._live.setting.criterion or "softmax", self._stack)
+        driver = Rebatching(
+            bench.prepared, self._live.policy, question, size, wait,
+            compaction=bench.prices.compaction, observe=self._observe,
+        )  # fmt: skip
+
+        def batches() -> Iterator[tuple[Tensor, IntArray]]:
+            for start in range(0, len(self._images), size):
+                rows = slice(start, start + size)
+                yield self._images[rows], self._positions[rows]
+                if self._progress is not None and times == 0:
+                    self._progress(len(self._images[rows]))
+
+        outcome, waiting = driver.run(batches())
+        self._waited[-1] = (len(self._images), waiting)
+        return outcome
+
     def _until_done(self, serve: Callable[[int], None]) -> Callable[[int], None]:
         def done(number: int) -> None:
             serve(number)
@@ -150,6 +177,8 @@ class _Going:
     def requests(self) -> Requests:
         """What befell the requests of this pass."""
         found = _in_scene(self._paced) if self._paced else Requests()
+        if self._bench.manner.rebatch_wait is not None:
+            return _rebatched(self._waited)
         governing = self._bench.manner.governing
         if self._steer is None or governing is None:
             return found
@@ -207,6 +236,15 @@ def _in_scene(paced: Sequence[Paced]) -> Requests:
         busy_share=min(1.0, busy_s / sum(each.span_s for each in paced)),
         late=sum(each.late for each in paced) / count,
         keeps_up=busy_s <= paced[0].period_s * count,
+    )
+
+
+def _rebatched(waited: Sequence[tuple[int, Waiting]]) -> Requests:
+    count = sum(samples for samples, _ in waited)
+    return Requests(
+        waited_batches=sum(samples * each.mean for samples, each in waited) / count,
+        longest_wait_batches=max(each.longest for _, each in waited),
+        rows_per_segment=sum(samples * each.rows for samples, each in waited) / count,
     )
 
 

@@ -27,6 +27,10 @@ class Requests:
         missed: share of the requests over the deadline, under a governor.
         switches: clock switches per request, under a governor.
         points: share of the busy time by operating point, under a governor.
+        waited_batches: batches fed between a sample's own and its answer, where batches are put
+            together; mean over the samples.
+        longest_wait_batches: the same of the sample that waited longest.
+        rows_per_segment: samples in a call of a segment, likewise.
     """
 
     response_s: float | None = None
@@ -36,6 +40,9 @@ class Requests:
     missed: float | None = None
     switches: float | None = None
     points: Mapping[str, float] = field(default_factory=dict)
+    waited_batches: float | None = None
+    longest_wait_batches: int | None = None
+    rows_per_segment: float | None = None
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,12 @@ _CHECKPOINT: dict[str, type] = {
 _MEASURED = (
     "policy", "criterion", "beta", "start_layer", "predictor", "precision", "batch_size",
     "samples", "repeats", "threads", "scene", "period_ms", "governor", "operating_point",
-    "deadline_ms", "clocks",
+    "deadline_ms", "clocks", "rebatch_wait",
 )  # fmt: skip
 _SAME = (
     "policy", "criterion", "beta", "start_layer", "predictor", "precision", "batch_size",
     "samples", "scene", "period_ms", "governor", "operating_point", "deadline_ms", "clocks",
+    "rebatch_wait",
 )  # fmt: skip
 
 

@@ -108,10 +108,11 @@ MEASURED_NUMBERS = (
     *("replay_accuracy", "replay_latency_ms", "replay_energy_mj"),
     *("net_energy_mj", "energy_uncertainty_mj", "period_ms", "deadline_ms", "missed"),
     *("idle_w", "meter_overhead", "power_w", "energy_per_hour_j", "switches"),
+    *("rebatch_wait", "waited_batches", "longest_wait_batches", "rows_per_segment"),
 )
 RUN_KEY = (
     *SETTING,
     *PLACE,
-    *("scene", "period_ms", "governor", "deadline_ms", "clocks"),
+    *("scene", "period_ms", "governor", "deadline_ms", "clocks", "rebatch_wait"),
 )
 """What tells one really run setting from another: the last run of each counts."""

@@ -54,6 +54,8 @@ def run_label(view: View, row: Setting) -> str:
     words.append(str(row["precision"]))
     if row.get("beta") is not None:
         words.append(f"beta {beta_words(row['beta'])}")
+    if row.get("rebatch_wait") is not None:
+        words.append(f"rebatched within {int(row['rebatch_wait'])}")
     return ", ".join(words)
 
 

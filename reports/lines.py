@@ -125,7 +125,7 @@ def measured(view: View, precision: str | None = None) -> list[Setting]:
     """The plain measured runs at the reported batch size, operating point and device, in order.
 
     A run or a cost table that does not name one of these is taken to be of the other's. Plain: one
-    batch after another and no governor, which is what the sweep prices.
+    batch after another, each by itself, and no governor, which is what the sweep prices.
     """
     return [
         row
@@ -135,12 +135,24 @@ def measured(view: View, precision: str | None = None) -> list[Setting]:
 
 
 def plain(row: Setting) -> bool:
-    """Whether a run is of the continuous scene and without a governor."""
-    return row.get("scene") in (None, "continuous") and not row.get("governor")
+    """Whether a run is of the continuous scene, each batch by itself, and without a governor."""
+    together = row.get("rebatch_wait") is not None
+    return row.get("scene") in (None, "continuous") and not row.get("governor") and not together
+
+
+def rebatched(view: View) -> list[Setting]:
+    """The measured runs in which what is left of several batches runs on together."""
+    return [
+        row
+        for row in view.run.measurements
+        if row.get("rebatch_wait") is not None and _at_place(view, row)
+    ]
 
 
 def staged(view: View) -> list[Setting]:
-    """The measured runs in another scene or with a governor, at the reported batch size and device.
+    """The measured runs in another scene, rebatched or with a governor, at the reported batch size
+    and device.
+
 
     Their clocks are their own, so they belong to no operating point of the page.
     """

@@ -10,7 +10,7 @@ import pandas as pd
 from .columns import SETTING
 from .figures_measured import gap, run_label
 from .governed import governor_words
-from .lines import measured, staged
+from .lines import measured, rebatched, staged
 from .measurements import flags_of
 from .table import Table, energy_column, filled, interval
 from .view import ENERGY, LATENCY, Setting, View, source_note
@@ -19,7 +19,7 @@ from .words import NONE, change, count, exit_words, figures, percent
 
 def measured_table(view: View) -> Table | None:
     """Really run settings beside their replay."""
-    rows = measured(view)
+    rows = [*measured(view), *rebatched(view)]
     if not rows:
         return None
     words, energy = energy_column(rows)
@@ -38,12 +38,14 @@ def measured_table(view: View) -> Table | None:
             figures(row.get("replay_energy_mj")),
             energy(row),
             change(gap(row, ENERGY), 1),
+            *_waited(row),
         ]
         for row in rows
     ]
     head = ["setting", "batch size", "samples", "accuracy", "replayed", "same decisions"]
     head += ["latency replayed (ms)", "measured (ms)", "range of passes", "gap"]
     head += ["energy replayed (mJ)", words.replace("energy", "of the run"), "gap"]
+    head, cells, _ = filled([*head, *WAITED_HEAD], cells, len(head))
     flat = [{k: v for k, v in r.items() if not isinstance(v, list | dict)} for r in rows]
     return Table(
         "measured",
@@ -52,8 +54,26 @@ def measured_table(view: View) -> Table | None:
         cells,
         pd.DataFrame(flat),
         "The time of a run is always measured; its energy has the source in brackets. "
-        "Accuracy, replayed too, is that of the samples of the run.",
+        "Accuracy, replayed too, is that of the samples of the run."
+        + (REBATCHED if rebatched(view) else ""),
     )
+
+
+WAITED_HEAD = ["waited (batches)", "longest", "samples together"]
+REBATCHED = (
+    " Rebatched within n: what is left of several batches runs on together, and an answer comes at "
+    "most n further batches later; how many on average and at the longest stands on the right, and "
+    "on how many samples a segment ran. Such a latency is time per sample, not until the answer."
+)
+
+
+def _waited(row: Setting) -> list[str]:
+    """How long samples of a rebatched run waited, and how many ran together."""
+    return [
+        figures(row.get("waited_batches")),
+        count(row.get("longest_wait_batches")),
+        figures(row.get("rows_per_segment")),
+    ]
 
 
 def metered_table(view: View) -> Table | None:
@@ -86,7 +106,7 @@ def _metered_cells(view: View, row: Setting, energy: Callable[[Setting], str]) -
     scene, period = str(row.get("scene") or "continuous"), row.get("period_ms")
     return [
         run_label(view, row),
-        f"every {period:,g} ms" if scene == "periodic" else scene,
+        f"every {period:,g} ms" if scene == "periodic" else _scene_words(row, scene),
         _clock_words(row),
         f"{figures(row.get('latency_ms'))}{source_note(LATENCY, row)}",
         percent(row.get("missed")),
@@ -100,6 +120,10 @@ def _metered_cells(view: View, row: Setting, energy: Callable[[Setting], str]) -
         str(row.get("tier") or NONE),
         count(float(len(flags_of(row.get("energy_flags"))))),
     ]
+
+
+def _scene_words(row: Setting, scene: str) -> str:
+    return scene if row.get("rebatch_wait") is None else f"{scene}, rebatched"
 
 
 def _clock_words(row: Setting) -> str:
@@ -136,7 +160,8 @@ def _is_recommended(view: View, row: Setting) -> bool:
 def layer_tables(view: View) -> list[Table]:
     """The statistics of every exit, one table per run, the recommended first."""
     tables: list[Table] = []
-    for row in sorted(measured(view), key=lambda row: not _is_recommended(view, row)):
+    rows = [*measured(view), *rebatched(view)]
+    for row in sorted(rows, key=lambda row: not _is_recommended(view, row)):
         layers = row.get("stat_each_layer")
         if not isinstance(layers, list) or not layers:
             continue

@@ -21,6 +21,7 @@ from exitbench.harness.configs import (
     TraceConfig,
 )
 from exitbench.harness.costs import CostTable
+from exitbench.harness.limits import faults
 from exitbench.harness.live import chosen_settings, read_sweep, run_run
 from exitbench.harness.measure import run_settings
 from exitbench.harness.measured import measured_key, replayed_beside
@@ -375,3 +376,87 @@ def test_a_network_can_be_profiled_before_it_is_traced(inputs: Inputs, tmp_path:
     assert (rows.batch_size == 2).all()
     assert rows.latency_ms.notna().all()
     assert (rows.energy_source == "unavailable").all()
+
+
+# --- throughput mode --------------------------------------------------------------------------
+
+
+def test_a_rebatched_run_decides_alike_and_tells_how_samples_waited(bench: Bench) -> None:
+    alone = run_settings(bench, SETTINGS, 2, 0, silent)
+    together = replace(bench, manner=replace(bench.manner, rebatch_wait=3))
+    for plain, row in zip(alone, run_settings(together, SETTINGS, 2, 0, silent), strict=True):
+        same = ("accuracy", "mean_exit", "exit_histogram", "confusion", "prediction_accuracy")
+        assert [row[name] for name in same] == [plain[name] for name in same]
+        assert row["same_decisions"] == 1.0
+        for mine, other in zip(row["stat_each_layer"], plain["stat_each_layer"], strict=True):
+            known = {name: value for name, value in other.items() if value is not None}
+            assert mine.keys() == other.keys()
+            # Sums are made in another order.
+            assert {name: mine[name] for name in known} == pytest.approx(known, rel=1e-6)
+        assert (row["rebatch_wait"], plain["rebatch_wait"]) == (3, None)
+        assert plain["waited_batches"] is plain["rows_per_segment"] is None
+        assert 0 <= row["waited_batches"] <= row["longest_wait_batches"] <= 3
+        assert 1 <= row["rows_per_segment"] <= 7
+        assert row["latency_ms"] > 0
+        assert json.loads(json.dumps(row, allow_nan=False)) == row
+        assert measured_key(row) != measured_key(plain)
+        assert measured_key(plain) == measured_key(
+            {name: value for name, value in plain.items() if name != "rebatch_wait"}
+        )
+    assert any(row["longest_wait_batches"] > 0 for row in run_settings(
+        together, SETTINGS[1:4], 1, 0, silent
+    ))  # fmt: skip
+
+
+def test_samples_wait_only_for_those_that_are_held_with_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Seven images are held at once: a batch, for which no further one is fed.
+    image_bytes = 4 * bench.subject.parts["test"].images[0].size
+    monkeypatch.setattr("exitbench.harness.onepass.CHUNK_BYTES", 7 * image_bytes)
+    bench = replace(bench, manner=replace(bench.manner, rebatch_wait=3))
+    (row,) = run_settings(bench, SETTINGS[1:2], 1, 0, silent)
+    assert (row["samples"], row["same_decisions"]) == (60, 1.0)
+    assert row["longest_wait_batches"] == 0
+
+
+def test_a_command_puts_batches_together(run: Path) -> None:
+    run_sweep(SweepConfig(run, criteria=("softmax",), beta=("0.3",), batch_size=8), silent)
+    config = RunConfig(run, settings=("every-exit",), repeats=1, rebatch_wait=2, device=CPU)
+    said = Said()
+    run_run(config, said)
+    (told,) = said.starting("measured every-exit")
+    assert "rebatched, so that this is throughput: answers came" in told
+    (row,) = measured(run)
+    assert (row["rebatch_wait"], row["batch_size"], row["same_decisions"]) == (2, 8, 1.0)
+    run_run(config, said)
+    assert said.starting("run fp32: already measured")
+    run_run(replace(config, rebatch_wait=None), silent)
+    run_run(replace(config, rebatch_wait=0), silent)
+    assert [row["rebatch_wait"] for row in measured(run)] == [2, None, 0]
+
+
+def test_batches_of_one_are_not_put_together(run: Path) -> None:
+    config = RunConfig(run, settings=("full",), rebatch_wait=4, device=CPU)
+    before = (run / "manifest.json").read_bytes()
+    message = refused(run_run, config, silent)
+    assert f"rebatch_wait is 4, but {run} was swept with batch size 1" in message
+    assert (run / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rebatch_wait": -1}, "rebatch_wait is -1; allowed: a whole number of batches from 0"),
+        ({"batch_size": 1}, "rebatch_wait is 4 beside batch_size 1; give --batch-size 2 or more"),
+        ({"governor": "deadline"}, "rebatch_wait is 4 beside a governor"),
+        ({"scene": "periodic", "period_ms": 5.0}, "rebatch_wait is 4 beside a periodic scene"),
+        ({"forward_mode": "accuracy"}, "rebatch_wait is 4, but forward_mode accuracy"),
+    ],
+)
+def test_what_puts_no_batches_together_is_refused_at_once(
+    changes: dict[str, Any], words: str
+) -> None:
+    config = replace(RunConfig(Path("run"), rebatch_wait=4), **changes)
+    (fault,) = faults(config)
+    assert fault.startswith(words)

@@ -134,6 +134,7 @@ def test_measurements_are_read_as_they_were_written(directory: RunDirectory) -> 
     [
         ("scene", "periodic"), ("period_ms", 100.0), ("governor", "deadline"),
         ("operating_point", "800 MHz"), ("deadline_ms", 20.0), ("clocks", "device"),
+        ("rebatch_wait", 0),
     ],
 )  # fmt: skip
 def test_a_setting_run_in_another_scene_or_by_another_governor_stands_beside_it(

@@ -247,9 +247,37 @@ def test_the_same_setting_in_two_scenes_is_two_runs(make_run: MakeRun) -> None:
     assert len(view.run.measurements) == before + 1
 
 
+def test_a_rebatched_run_stands_beside_the_plain_one_and_says_what_its_latency_is(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    plain = view_of(run)
+    waited = {"waited_batches": 0.75, "longest_wait_batches": 4, "rows_per_segment": 41.5}
+    view = with_measurement(
+        run, scene="continuous", rebatch_wait=8, latency_ms=0.5, stat_each_layer=[], **waited
+    )
+    assert len(view.run.measurements) == len(plain.run.measurements) + 1
+    # Nothing that sets runs against the sweep sees it.
+    assert measured(view) == measured(plain)
+    assert not any("left out" in words for words in limits(view))
+    before, table, every = measured_table(plain), measured_table(view), metered_table(view)
+    assert before is not None
+    assert table is not None
+    assert every is not None
+    assert len(table.cells) == len(before.cells) + 1
+    assert table.cells[-1][0].endswith(", rebatched within 8")
+    assert table.head[-3:] == ["waited (batches)", "longest", "samples together"]
+    assert table.cells[-1][-3:] == ["0.750", "4", "41.5"]
+    assert "time per sample, not until the answer" in table.note
+    assert "waited (batches)" not in before.head
+    assert "time per sample" not in before.note
+    assert "continuous, rebatched" in [row[every.head.index("scene")] for row in every.cells]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"rebatch_wait": "long"}, "rebatch_wait is 'long'"),
         ({"scene": "sometimes"}, "scene is 'sometimes'"),
         ({"energy_flags": "throttled"}, "energy_flags must be a list"),
         ({"net_energy_mj": "none"}, "net_energy_mj is 'none'"),
