@@ -33,6 +33,12 @@ class Compaction(Protocol):
     def separates(self, exit: int, held: int, due: int) -> bool:
         """Whether at ``exit`` only ``due`` of ``held`` rows go to the head, gathered for it."""
 
+    def joins(self, exit: int, rows: int, size: int) -> bool:
+        """Whether ``rows`` at ``exit`` had better be copied into a batch of ``size`` with others.
+
+        Asked where batches are put together; that samples wait for it costs nothing here.
+        """
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -45,6 +51,9 @@ class Fixed:
 
     def separates(self, exit: int, held: int, due: int) -> bool:
         return self.gathers
+
+    def joins(self, exit: int, rows: int, size: int) -> bool:
+        return True
 
 
 ALWAYS, NEVER = Fixed(True), Fixed(False)
@@ -68,13 +77,17 @@ class Calls:
         return not any(map(math.isnan, (*self.fixed, *self.row)))
 
 
+AHEAD = 2
+"""Segments within which putting batches together has to pay: more of them may find nobody left."""
+
+
 class ByCost:
     """Gathers where it pays, by the costs of the parts.
 
     Assumed is that a call costs a fixed time and the same for every row: true of a convolution
     with rows enough, and near enough for less. The fixed part of segments and heads is the same
-    whatever is decided, and counts for nothing here. Looked at is the next stretch alone: whoever
-    rides along over a cheap stretch is dropped before a dear one.
+    whatever is dropped; it is what batches that are put together share. Looked at is the next
+    stretch alone: whoever rides along over a cheap stretch is dropped before a dear one.
 
     Args:
         segments: E + 1 parts.
@@ -84,6 +97,7 @@ class ByCost:
 
     def __init__(self, segments: Calls, heads: Calls, gathers: Calls) -> None:
         self._until = (0.0, *accumulate(segments.row))  # ms of a row through segments 1 to i
+        self._calls = (0.0, *accumulate(segments.fixed))  # ms of the calls of segments 1 to i
         self._heads, self._gathers = heads, gathers
 
     def drops(self, first: int, last: int, held: int, inside: int, due: int) -> bool:
@@ -98,6 +112,14 @@ class ByCost:
 
     def separates(self, exit: int, held: int, due: int) -> bool:
         return self._gather(exit, due) < (held - due) * self._heads.row[exit - 1]
+
+    def joins(self, exit: int, rows: int, size: int) -> bool:
+        end = min(exit + AHEAD, len(self._calls) - 1)
+        calls = self._calls[end] - self._calls[exit] + sum(self._heads.fixed[exit:end])
+        if self._calls[-1] == 0.0:
+            return True  # costs of one batch size do not tell what a call costs
+        # Copied once to free the memory of the others, and once more into the new batch.
+        return 2 * self._gather(exit, rows) < (1 - rows / size) * calls
 
     def _check(self, exit: int, held: int, due: int) -> float:
         """ms of the head on ``due`` of ``held`` rows, by the cheaper of the two ways."""

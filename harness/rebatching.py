@@ -1,9 +1,9 @@
 """Throughput mode: what is left of several batches is put together at an exit and runs on as one.
 
 As samples leave, a batch shrinks, and few rows cost more time each than many: weights are read for
-fewer. Here a batch that has shrunk to half of its size stops at the exit where it is and waits for
-others. As soon as a whole batch waits at an exit, it runs on, the oldest samples first; otherwise
-new images are fed:
+fewer. Here a batch that has shrunk to half of its size stops at the next exit where that pays (see
+``compaction.py``; at large maps copying costs more than it saves) and waits for others. As soon as
+a whole batch waits at an exit, it runs on, the oldest samples first; otherwise new images are fed:
 
     images ── exit 1 ── ... ── exit 7: half are left, or fewer ──┬── pool at exit 7 ── exit 8 ...
      batch by batch                            of other batches ──┘    a whole batch
@@ -170,7 +170,8 @@ class Rebatching:
         held: no batch is fed while more samples wait in all; ``HELD_BATCHES`` of them if None. With
             those of the batch that is fed this bounds the memory. So does ``wait``, to as many
             batches and the one that is fed.
-        compaction: when rows of samples that left are dropped; no decision depends on it.
+        compaction: where it pays to put samples together, and when rows of samples that left are
+            dropped; no decision depends on it.
         observe: called as (exit, evidence, next exits) for every batch of checks.
     """
 
@@ -249,7 +250,9 @@ class Rebatching:
         """Whether samples wait at ``exit``; those that may not do so only for others to join."""
         if not 0 < 2 * len(numbers) <= self._size:
             return False
-        return bool(numbers.min() >= until) or self._pools.count(exit) > 0
+        if numbers.min() < until and not self._pools.count(exit):
+            return False
+        return self._compaction.joins(exit, len(numbers), self._size)
 
 
 class _Stream:

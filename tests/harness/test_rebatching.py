@@ -26,14 +26,24 @@ EXITS = 5
 QUESTION = Question()
 
 
+@dataclass(frozen=True)
 class Drops:
-    """Rows of samples that left are dropped at once; heads run on all that are there."""
+    """Rows of samples that left are dropped at once; heads run on all that are there.
+
+    Attributes:
+        without: exits where it does not pay to put samples together.
+    """
+
+    without: tuple[int, ...] = ()
 
     def drops(self, first: int, last: int, held: int, inside: int, due: int) -> bool:
         return True
 
     def separates(self, exit: int, held: int, due: int) -> bool:
         return False
+
+    def joins(self, exit: int, rows: int, size: int) -> bool:
+        return exit not in self.without
 
 
 DROPS = Drops()
@@ -252,6 +262,15 @@ def test_who_may_wait_no_longer_runs_with_all_that_there_is_room_for():
     second = [numbers for first, _, numbers in prepared.calls if first == 2]
     assert second == [[3, 7, 11], [15]]
     assert (waiting.longest, waiting.held) == (2, 2)
+
+
+def test_nobody_waits_where_that_does_not_pay():
+    # One of four stays until exit 4; at exits 1 and 2 it does not pay to wait.
+    policy, prepared = leave_at(*[1, 1, 1, 4] * 4), Noting()
+    driver = Rebatching(prepared, policy, QUESTION, 4, 10, compaction=Drops((1, 2)))
+    driver.run(batches(16, 4))
+    late = [numbers for first, _, numbers in prepared.calls if first in (3, 4)]
+    assert late == [[3], [7], [11], [15], [3, 7, 11, 15]]
 
 
 def test_a_wait_of_0_is_the_walk():
