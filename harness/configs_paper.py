@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .configs import Clocks
+from .configs_machine import Ranges, Runtime
 
 
 @dataclass(frozen=True)
@@ -88,5 +89,9 @@ class PaperConfig:
     """Extension: images from this npz file (x_train, y_train, x_test, y_test) instead."""
     threads: int = 0
     """Extension: CPU threads; 0 takes the number of physical cores this process may use."""
+    runtime: Runtime = "auto"
+    """Extension: what runs the network that is evaluated. auto: the fastest here."""
+    ranges: Ranges | None = None
+    """Extension: how int8 takes the ranges of activations. None: min-max."""
     seed: int = 0
     """Extension: seed of the weights, the order of the images and the augmentation."""

@@ -173,7 +173,10 @@ def _evaluate(config: PaperConfig, model: Model) -> EvaluationArguments:
         precision="int8" if config.quantization == 1 else "fp32",
         data=_data(config),
         device=DeviceConfig(
-            device="cpu" if config.quantization == 1 else config.device, threads=_threads(config)
+            device="cpu" if config.quantization == 1 else config.device,
+            threads=_threads(config),
+            runtime=config.runtime,
+            ranges=config.ranges,
         ),
         batch_size=_batch_size(config),
         forward_mode="accuracy" if config.forward_mode == "accuracy_forward" else "normal",
@@ -283,6 +286,8 @@ def _scene_notes(config: PaperConfig) -> Iterator[str]:
 def _training_notes(config: PaperConfig) -> Iterator[str]:
     if config.task == "train" and config.quantization == 1:
         yield "--quantization 1: without effect in training; evaluate with it"
+    if config.task == "train" and (config.runtime != "auto" or config.ranges is not None):
+        yield "--runtime, --ranges: without effect in training; evaluate with them"
     if config.task == "train" and config.save == 0:
         yield "--save 0: the file that training writes is temporary; --save 1 keeps it"
 

@@ -80,7 +80,9 @@ def study(config: StudyConfig, say: Say) -> None:
             f"({', '.join(map(str, config.batch_sizes))}); settings could not be priced"
         )
     subject = load_subject(config.checkpoint, config.data, config.device, say, config.limit)
-    usable, missing = usable_precisions(config.precisions, subject.device, False, say)
+    usable, missing = usable_precisions(
+        config.precisions, subject.device, False, say, subject.runtime_of
+    )
     for name in (config.hardware, *config.govern):
         hardware_profile(name, str(subject.device))  # refuses a wrong one early
     directory = RunDirectory(config.run)
@@ -196,7 +198,7 @@ def run_demo(config: DemoConfig, say: Say) -> None:
     run_study(
         StudyConfig(
             network, folder, seconds=6.0, energy_seconds=DEMO_ENERGY_S, beta_count=15, data=data,
-            device=device, repeats=3, govern=("auto", "jetson-tx2"),
+            device=config.device, repeats=3, govern=("auto", "jetson-tx2"),
         ),
         say,
     )

@@ -28,6 +28,7 @@ from .overhead import LIMIT, measure_overhead
 from .profileinputs import check_profile, profile_images, profile_limits, timed_forecast
 from .profiler import Profile, profile
 from .rundir import RunDirectory, time_now
+from .serving import beside_traces
 from .setpoints import SetPoint, SetPoints, find_set_points, repriced
 from .subject import Subject, load_subject, usable_precisions
 from .tiers import TIERS
@@ -69,8 +70,7 @@ def run_profile(
             or a clock cannot be set; nothing was written then.
     """
     check_profile(config)
-    path = config.checkpoint
-    data = config.data
+    path, data, known = config.checkpoint, config.data, None
     if (config.run / "manifest.json").is_file():
         known = RunDirectory(config.run, create=False)
         path, data, _ = traced_subject(known, path, data)
@@ -79,7 +79,8 @@ def run_profile(
             f"{config.run} names no network to profile; give one with --checkpoint"
         )
     subject = load_subject(path, data, config.device, say)
-    precisions, _ = usable_precisions(config.precisions, subject.device, True, say)
+    subject, wanted = beside_traces(known, subject, config.precisions), config.precisions
+    precisions, _ = usable_precisions(wanted, subject.device, True, say, subject.runtime_of)
     chosen = hardware_profile(config.hardware, str(subject.device))  # refuses a wrong one early
     places: SetPoints | None = None
     if config.operating_points:
@@ -94,7 +95,7 @@ def run_profile(
     since = under_way.begin({"profile": to_plain(config)}, time_now())
     prepared = {precision: subject.prepare(precision) for precision in precisions}
     for network in prepared.values():
-        tell_runtime(directory, network, say, new=False)
+        tell_runtime(directory, network, say, new=False, ranges=subject.ranges)
     profile_subject(directory, subject, prepared, config, say, since)
     if places is not None:
         with places.session() as set_point:

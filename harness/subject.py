@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from .devices import apply_threads, resolve_device
 from .difficulty import read_samples
 from .errors import ExitbenchError
 from .files import sha256
-from .quantization import CALIBRATION_IMAGES
+from .quantization import CALIBRATION_IMAGES, DEFAULT_RANGES
 from .runtime.base import Prepared
 from .runtime.registry import availability, prepare
 from .splitting import settle
@@ -41,6 +41,9 @@ class Subject:
         data: as it was configured, with the split that the network was trained with filled in.
         limit: at most this many images of each split.
         sizes: samples of each split before it was cut down.
+        runtime: what was asked to run it, a name in ``registry.RUNTIMES`` or ``auto``.
+        ranges: how int8 finds ranges, a name in ``quantization.RANGES``; None: the usual way.
+        traced: per precision, the runtime of the traces that it is run beside; ``auto`` is it.
     """
 
     network: ExitNetwork
@@ -54,6 +57,9 @@ class Subject:
     data: DataConfig
     limit: int | None
     sizes: dict[str, int]
+    runtime: str = "auto"
+    ranges: str | None = None
+    traced: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exit_names(self) -> tuple[str, ...]:
@@ -91,7 +97,14 @@ class Subject:
         calibration = None
         if precision == "int8":
             calibration = self.at("calibration", self.range_positions())
-        return prepare(self.network, precision, self.device, calibration)
+        return prepare(
+            self.network, precision, self.device, calibration,
+            runtime=self.runtime_of(precision), ranges=self.ranges or DEFAULT_RANGES,
+        )  # fmt: skip
+
+    def runtime_of(self, precision: str) -> str | None:
+        """The runtime that is to run a precision; None leaves the choice to ``prepare``."""
+        return self.traced.get(precision) if self.runtime == "auto" else self.runtime
 
 
 def load_subject(
@@ -138,7 +151,7 @@ def load_subject(
     parts = _cut_down(parts, dataset.name, data.subset, limit)
     return Subject(
         network, checkpoint, Path(path), sha256(path), dataset.name, parts, where, threads,
-        data, limit, sizes,
+        data, limit, sizes, device.runtime, device.ranges,
     )  # fmt: skip
 
 
@@ -161,14 +174,22 @@ def thinned(samples: int, limit: int | None) -> np.ndarray:
 
 
 def usable_precisions(
-    names: tuple[str, ...], device: torch.device, strict: bool, say: Say
+    names: tuple[str, ...],
+    device: torch.device,
+    strict: bool,
+    say: Say,
+    runtime_of: Callable[[str], str | None] = lambda precision: None,
 ) -> tuple[list[str], dict[str, str]]:
     """The precisions that the device can run, and why it cannot run the others.
+
+    Args:
+        strict: refuse what cannot run, rather than leave it out.
+        runtime_of: the runtime that is to run a precision, as ``Subject.runtime_of``.
 
     Raises:
         ExitbenchError: with ``strict``, a precision cannot be run; or none can.
     """
-    reasons = {name: availability(name, device) for name in names}
+    reasons = {name: availability(name, device, runtime_of(name)) for name in names}
     missing = {name: reason for name, reason in reasons.items() if reason is not None}
     if missing and (strict or len(missing) == len(names)):
         raise ExitbenchError(

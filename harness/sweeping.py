@@ -19,6 +19,7 @@ from .meters.base import Source
 from .options import to_plain
 from .rundir import RunDirectory, time_now
 from .scenarios import scenario_rows
+from .serving import check_costs
 from .sweep import Grid, Traces, parse_betas, sweep
 from .sweepfile import setting_of
 from .trace import Trace
@@ -40,6 +41,8 @@ def run_sweep(config: SweepConfig, say: Say) -> None:
     traces = {precision: load_traces(directory, precision) for precision in precisions}
     table = CostTable.read(directory.cost)
     prices = {name: prices_for(table, pair, config.batch_size) for name, pair in traces.items()}
+    for found in prices.values():
+        check_costs(directory, table, found)
     devices = {name: priced_device(table, found) for name, found in prices.items()}
     where, started = directory.environment, time_now()
     rows = sweep(grid, traces, prices, say)

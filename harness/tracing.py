@@ -21,12 +21,12 @@ from .options import from_plain, to_plain
 from .predictors import convolution_stack
 from .rundir import RunDirectory
 from .runtime.base import Prepared
+from .serving import SPLITS, ranges_of, served
 from .splitting import digest_of
 from .subject import Subject, load_subject, thinned, usable_precisions
 from .trace import Trace, TraceMeta, read_logits, record, trace_logits, writing
 
 Say = Callable[[str], None]
-SPLITS = (CALIBRATION, "test")
 
 
 def run_trace(config: TraceConfig, say: Say) -> None:
@@ -50,7 +50,9 @@ def run_trace(config: TraceConfig, say: Say) -> None:
         return
     assert config.checkpoint is not None
     subject = load_subject(config.checkpoint, config.data, config.device, say, config.limit)
-    precisions, _ = usable_precisions(config.precisions, subject.device, True, say)
+    precisions, _ = usable_precisions(
+        config.precisions, subject.device, True, say, subject.runtime_of
+    )
     directory = RunDirectory(config.run)
     begin(directory, "trace", to_plain(config), subject)
     trace_subject(directory, subject, precisions, config, say)
@@ -185,22 +187,48 @@ def trace_subject(
     prepared = {}
     for precision in precisions:
         prepared[precision] = subject.prepare(precision)
-        tell_runtime(directory, prepared[precision], say)
+        _drop_unlike(directory, prepared[precision], subject.ranges, say)
+        tell_runtime(directory, prepared[precision], say, ranges=subject.ranges)
         for split in SPLITS:
             _record(directory, subject, split, precision, prepared[precision], config, say)
     return prepared
 
 
-def tell_runtime(directory: RunDirectory, prepared: Prepared, say: Say, new: bool = True) -> None:
+def _drop_unlike(
+    directory: RunDirectory, prepared: Prepared, ranges: str | None, say: Say
+) -> None:
+    """Delete traces that were recorded with another runtime or other ranges.
+
+    Before what is recorded now is noted: a kill in between must not lend its name to old traces.
+    """
+    precision = prepared.precision
+    found, now = served(directory, precision), (prepared.name, ranges_of(precision, ranges))
+    if found is None or found == now:
+        return
+    words = [" with ranges ".join(filter(None, each)) for each in (found, now)]
+    say(f"trace {precision}: the one that is there is of {words[0]}, now {words[1]}: recorded anew")
+    for split in SPLITS:
+        directory.trace(split, precision).unlink(missing_ok=True)
+
+
+def tell_runtime(
+    directory: RunDirectory,
+    prepared: Prepared,
+    say: Say,
+    new: bool = True,
+    ranges: str | None = None,
+) -> None:
     """Say which runtime serves a precision, and note it in the manifest.
 
     Args:
         new: takes the place of what is noted; else what the trace was made with stays there.
+        ranges: those of int8 that were asked for.
     """
     say(f"{prepared.precision}: {prepared.words}")
     known = directory.manifest.get("precisions", {}).get(prepared.precision, {})
     if new or not known.get("available"):
         found = {"available": True, "reason": None, "words": prepared.words}
+        found |= {"ranges": ranges_of(prepared.precision, ranges)}
         directory.update(precisions={prepared.precision: {"runtime": prepared.name} | found})
 
 

@@ -71,11 +71,17 @@ RUNTIMES: dict[str, Runtime] = {
 """By name, the fastest first: the first one that can serves, but for those that run by name."""
 
 
-def availability(precision: str, device: str | torch.device = "cpu") -> str | None:
-    """None if ``precision`` can run on ``device`` of this machine, else the reason in words."""
+def availability(
+    precision: str, device: str | torch.device = "cpu", runtime: str | None = None
+) -> str | None:
+    """None if ``precision`` can run on ``device`` of this machine, else the reason in words.
+
+    Args:
+        runtime: as in ``prepare``.
+    """
     try:
         where = _device(device)
-        candidates = _candidates(precision, None, where)
+        candidates = _candidates(precision, runtime, where)
     except ExitbenchError as error:
         return str(error)
     reasons = [RUNTIMES[name].unavailable(precision, where) for name in candidates]
@@ -101,7 +107,7 @@ def prepare(
         precision: one of PRECISIONS.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``.
         calibration_images: (N, 3, side, side), float32, normalised; int8 needs them.
-        runtime: a name in RUNTIMES; None chooses.
+        runtime: a name in RUNTIMES, see ``named``; None chooses.
         ranges: how int8 finds ranges, a name in ``quantization.RANGES``.
 
     Raises:
@@ -128,6 +134,18 @@ def prepare(
     raise ExitbenchError(f"cannot prepare {precision} on {where}. {' '.join(reasons)}")
 
 
+def named(runtime: str, precision: str) -> str:
+    """The name in RUNTIMES that ``runtime`` stands for: ``onednn`` for ``onednn-int8`` in int8.
+
+    Raises:
+        ExitbenchError: there is no such runtime.
+    """
+    if runtime not in RUNTIMES:
+        raise ExitbenchError(f"runtime is {runtime!r}; known are {', '.join(RUNTIMES)}")
+    own = f"{runtime}-{precision}"
+    return own if own in RUNTIMES else runtime
+
+
 def _device(device: str | torch.device) -> torch.device:
     return resolve_device(str(device))
 
@@ -135,10 +153,8 @@ def _device(device: str | torch.device) -> torch.device:
 def _candidates(precision: str, runtime: str | None, device: torch.device) -> list[str]:
     if precision not in PRECISIONS:
         raise ExitbenchError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS)}")
-    if runtime is not None and runtime not in RUNTIMES:
-        raise ExitbenchError(f"runtime is {runtime!r}; known are {', '.join(RUNTIMES)}")
     if runtime is not None:
-        return [runtime]
+        return [named(runtime, precision)]
     known = [
         name
         for name, entry in RUNTIMES.items()
