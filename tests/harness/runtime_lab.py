@@ -31,8 +31,8 @@ HORIZON = 4
 EXITS = {
     # In every stage; after a pool (3), before one (5, 10).
     "vgg19": (1, 3, 5, 8, 10, 14, 17, 20),
-    # In every stage; middles of blocks (odd), before a projection (7, 15) and not, and ends.
-    "resnet34": (1, 2, 7, 8, 15, 22, 31),
+    # In every stage; middles of blocks (odd; before a projection 7 and 15) and ends.
+    "resnet34": (1, 2, 3, 7, 8, 15, 22, 31),
 }
 WIDTHS = {"vgg19": 0.125, "resnet34": 0.0625}
 MODELS = tuple(EXITS)

@@ -60,7 +60,7 @@ def brought(prepared: Prepared, number: int, images: Tensor) -> State:
 
 
 def places(prepared: Prepared) -> list[int]:
-    """Exits whose states are looked at: of ResNet-34 in a block, after it, before a projection."""
+    """Exits whose states are looked at: of ResNet-34 in a block, after it, in the next."""
     return [1, 2, 3, prepared.num_exits]
 
 
@@ -207,6 +207,27 @@ def test_select_and_join_undo_each_other(case: Case, prepared: Prepared, images:
         # A row may be asked for twice.
         twice = prepared.select(state, torch.tensor([1, 1, 0]))
         close(onward(prepared, number, twice), whole[[1, 1, 0]], case.bounds.again)
+
+
+@both
+@everywhere
+def test_a_state_that_was_only_lent_is_not_given_away(
+    case: Case, prepared: Prepared, images: Tensor
+) -> None:
+    exits, kept = prepared.num_exits, torch.tensor([0, 4, 2, 3])
+    # In a block the shortcut may be the very state that was before it, which is still needed.
+    for start in [*places(prepared)[:-1], exits - 1]:
+        state = brought(prepared, start, images)
+        before = onward(prepared, start, state)
+        for first in (start + 1, start + 2):
+            middle = prepared.run_stretch(start + 1, first, state)
+            prepared.run_stretch(first + 1, exits + 1, middle, owned=True)
+            middle, _ = prepared.run_check(start + 1, min(first, exits), state, Question())
+            prepared.run_stretch(min(first, exits) + 1, exits + 1, middle, owned=True)
+            middle = prepared.run_stretch(start + 1, first, state)
+            some = prepared.select(middle, kept, owned=True)
+            prepared.run_stretch(first + 1, exits + 1, some, owned=True)
+            close(onward(prepared, start, state), before, 0)
 
 
 @both
