@@ -91,7 +91,7 @@ class Going:
     def __init__(self, policy: Policy, source: Source) -> None:
         exits, count = source.exits, len(source.samples)
         self.policy, self.source = policy, source
-        self.inside = np.arange(count)
+        self.inside: IntArray = np.arange(count)
         self.due = np.array(policy.first(source.samples))
         self.exit_at, self.label = np.full(count, exits + 1), np.zeros(count, dtype=np.int64)
         self.checks, self.forecasts = np.zeros((2, exits), dtype=np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exitbench.harness.answers import Question
-from exitbench.harness.compaction import ALWAYS, NEVER
+from exitbench.harness.compaction import ALWAYS, NEVER, Calls, by_cost
 from exitbench.harness.evidence import Evidence, IntArray
 from exitbench.harness.policies import EveryExit, Full, Predictive
 from exitbench.harness.predictors import ConvolutionPredictor, convolution_stack
@@ -301,6 +301,24 @@ def test_no_batch_is_fed_while_too_many_wait():
     _, waiting = rebatched(policy, 32, 4, 10**6, prepared, held=1)
     assert waiting.held == 1
     assert next(numbers for first, _, numbers in prepared.calls if first == 2) == [3, 7]
+
+
+def test_by_cost_samples_are_put_together_where_that_pays_within_two_segments():
+    segments = Calls(fixed=(0.1, 0.2, 0.3, 4.0, 5.0, 6.0), row=(1.0,) * 6)
+    heads = Calls(fixed=(0.01, 0.02, 0.03, 0.04, 0.05), row=(0.1,) * 5)
+    gathers = Calls(fixed=(0.0,) * 5, row=(0.04, 0.04, 0.04, 0.001, 0.04))
+    compaction = by_cost(segments, heads, gathers)
+    # At exit 1 a merged batch shares the calls of segments and heads 2 and 3: 0.55 ms.
+    assert compaction.joins(1, 6, 64)  # two copies of 0.24 ms
+    assert not compaction.joins(1, 7, 64)  # two copies of 0.28 ms
+    # At exit 3 these are segments 4 and 5 with their heads, 9.09 ms, at exit 5 the last one.
+    assert [compaction.joins(exit, 32, 64) for exit in (1, 2, 3, 4, 5)] == [
+        False, False, True, True, True,
+    ]  # fmt: skip
+    assert not compaction.joins(3, 64, 64)
+    # One batch size does not tell a call from its rows; then it is done as without costs.
+    unknown = Calls((0.0,) * 6, (1.0,) * 6)
+    assert by_cost(unknown, Calls((0.0,) * 5, (0.1,) * 5), gathers).joins(1, 32, 64)
 
 
 def test_an_empty_stream_gives_nothing():
