@@ -34,6 +34,7 @@ EXITS = {
     # In every stage; middles of blocks (odd; before a projection 7 and 15) and ends.
     "resnet34": (1, 2, 3, 7, 8, 15, 22, 31),
 }
+WIDE = {"vgg19": (5, 9, 13), "resnet34": (7, 20, 26)}
 WIDTHS = {"vgg19": 0.125, "resnet34": 0.0625}
 MODELS = tuple(EXITS)
 SIZES = (64, 1, 64, 8, 64, 3)  # batches in turn
@@ -154,7 +155,16 @@ def train(model: str) -> ExitNetwork:
     return network.eval().requires_grad_(False)
 
 
-def _settle(network: ExitNetwork) -> None:
+def widen(model: str) -> ExitNetwork:
+    """A network with random weights, wide enough for kernels that pay from 64 channels on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = build(model, ModelArguments(classes=CLASSES, width=0.25, exits=WIDE[model]))
+        _settle(network, 1)
+    return network.eval().requires_grad_(False)
+
+
+def _settle(network: ExitNetwork, batches: int = 4) -> None:
     """Let the batch norms know what comes now; the running mean forgets the first steps slowly."""
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -162,7 +172,7 @@ def _settle(network: ExitNetwork) -> None:
             module.momentum = None
     with torch.no_grad():
         network.train()
-        for step in range(4):
+        for step in range(batches):
             network(pictures(64, seed=100 + step)[0])
 
 
@@ -235,6 +245,10 @@ class Lab:
         with torch.inference_mode():
             make = lambda: torch.stack(list(self.network(model)(images)), 1)  # noqa: E731
             return images, truth, self._once(("clear", model), make)
+
+    def wide(self, model: str) -> ExitNetwork:
+        """A wide network; to be changed by nobody."""
+        return self._once(("wide", model), lambda: widen(model))
 
     def make(self, case: Case, network: ExitNetwork) -> Prepared:
         """A network prepared as ``case`` says."""

@@ -108,6 +108,29 @@ def test_classes_that_lie_apart_are_told_apart(lab: Lab, case: Case, model: str)
 
 @both
 @everywhere
+def test_wide_layers_give_the_same_in_any_batch(lab: Lab, case: Case, model: str) -> None:
+    network, (images, _) = lab.wide(model), pictures(19, seed=9)
+    with torch.inference_mode():
+        exact = torch.stack(list(network(images)), 1)
+    prepared = lab.make(case, network)
+    wanted = torch.stack(everything(prepared, images.to(case.device))[1], 1)
+    # Random weights amplify what is rounded more than trained ones.
+    close(wanted, exact, 2 * case.bounds.error)
+    for size in (1, 8):
+        for start in range(0, len(images), 9):
+            part = images[start : start + size].to(case.device)
+            state = prepared.run_stretch(1, 1, part)
+            close(onward(prepared, 1, state), wanted[start : start + size], case.bounds.again)
+            state = prepared.run_stretch(1, prepared.num_exits + 1, part)
+            close(
+                prepared.run_classifier(state),
+                wanted[start : start + size, -1],
+                case.bounds.again,
+            )
+
+
+@both
+@everywhere
 def test_a_stretch_equals_the_chain_of_its_segments(
     case: Case, prepared: Prepared, images: Tensor
 ) -> None:
