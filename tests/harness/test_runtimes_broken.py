@@ -238,13 +238,26 @@ def test_trace_and_profile_tell_who_serves_and_why(
     seconds = ["--batch-sizes", "2", "--seconds", "0.05", "--no-energy"]
     assert cli.main(["profile", *seconds, *on]) == 0
     said = capsys.readouterr()
-    assert "not onednn: unit" in said.out + said.err
+    # What the traces were recorded with is asked for by name: nothing is passed over.
+    assert "fp32: fp32 by torch's own convolutions" in said.out + said.err
+    assert "(not" not in said.out + said.err
     alone = tmp_path / "alone"
     on = ["--run", str(alone), "--device", "cpu", "--threads", "1"]
     assert cli.main(["profile", "--checkpoint", str(inputs.vgg), *seconds, *on]) == 0
+    said = capsys.readouterr()
+    assert "not onednn: unit" in said.out + said.err
     noted = json.loads((alone / "manifest.json").read_text())["precisions"]["fp32"]
     assert (noted["runtime"], noted["available"]) == ("eager", True)
     assert "not onednn: unit" in noted["words"]
+
+
+def test_a_broken_runtime_that_was_asked_for_ends_the_command(
+    broken_onednn: None, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trace", "--checkpoint", str(inputs.vgg), "--run", str(tmp_path / "run")]
+    assert cli.main([*words, "--device", "cpu", "--limit", "12", "--runtime", "onednn"]) == 2
+    assert "onednn: unit 'conv1_1' differs from eager" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_int8_that_is_broken_is_refused_before_anything_is_written(
