@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from ..answers import Answers, LogitAnswers, Question
 from ..quantization import Dequantised
 from .heads import FoldedHead
 from .plan import Plan
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Prepared(Protocol):
@@ -95,6 +99,19 @@ class Lent(tuple[Tensor, ...]):
     """
 
 
+def inferring(method: Callable[P, R]) -> Callable[P, R]:
+    """``torch.inference_mode``, entered only where the caller has not done so."""
+    entered = torch.inference_mode()(method)
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.is_inference_mode_enabled():
+            return method(*args, **kwargs)
+        return entered(*args, **kwargs)
+
+    return call
+
+
 @dataclass(frozen=True)
 class PlannedNetwork:
     """The ``Prepared`` of every runtime: a plan of its operators, and the heads in fp32."""
@@ -116,7 +133,7 @@ class PlannedNetwork:
         """The state after segment ``number``; see ``Prepared``."""
         return self.run_stretch(number, number, state)
 
-    @torch.inference_mode()
+    @inferring
     def run_stretch(self, first: int, last: int, state: State, *, owned: bool = False) -> State:
         """The state after segments ``first`` to ``last``; see ``Prepared``."""
         if first == 1:
@@ -129,6 +146,7 @@ class PlannedNetwork:
                 spent = spent or not isinstance(state, tuple)
         return Lent(state) if isinstance(state, tuple) and not spent else state
 
+    @inferring
     def run_check(
         self, first: int, last: int, state: State, question: Question, *, owned: bool = False
     ) -> tuple[State, Answers]:
@@ -136,7 +154,7 @@ class PlannedNetwork:
         state = self.run_stretch(first, last, state, owned=owned)
         return state, LogitAnswers(self.run_head(last, state), question)
 
-    @torch.inference_mode()
+    @inferring
     def run_head(self, number: int, state: State) -> Tensor:
         """Float32 logits of head ``number``; see ``Prepared``."""
         return self.heads[number - 1](main_path(state))

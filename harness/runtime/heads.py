@@ -12,6 +12,7 @@ modules here, and as few operators as the formula allows, all of them torch's pu
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -70,9 +71,12 @@ class FoldedHead:
         # On a GPU nothing is gained by parts.
         rows = CHUNK_ROWS if self.weight.device.type == "cpu" else 1 << 62
         self._step = max(1, rows // self.places)
+        self._alone = self._for_one()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Float32 logits (N, classes) from features (N, C, side, side)."""
+        if len(x) == 1:
+            return self._alone(x)
         if len(x) <= self._step:
             histogram = self._histogram(x)
         else:
@@ -83,16 +87,42 @@ class FoldedHead:
             logits = torch.addmm(bias, logits.relu_(), weight)
         return logits
 
+    def _for_one(self) -> Callable[[Tensor], Tensor]:
+        """The same for a batch of one, as a function that has all it needs at hand.
+
+        Between two segments a head is found in no cache, and what Python looks up adds to it. The
+        plain product has less to set up than the batched one.
+        """
+        weight, bias, first, first_bias = self.weight, self.bias, self.first, self.first_bias
+        ones, tiny, inside, real = self._ones, self._tiny, self._inside, torch.float32
+        addmm, addmv, mm, div = torch.addmm, torch.addmv, torch.mm, torch.div
+        shape = (len(weight), self.places)
+
+        def similar(x: Tensor) -> Tensor:
+            rows = x.view(shape).t()  # no copy, whether channels come first or last
+            return addmm(bias, rows if rows.dtype is real else rows.to(real), weight).sigmoid_()
+
+        def one_window(x: Tensor) -> Tensor:
+            similarity = similar(x)
+            share = addmv(tiny, similarity, ones).reciprocal_()
+            return mm(share[None], similarity)
+
+        def windows(x: Tensor) -> Tensor:
+            similarity = similar(x)
+            return mm(div(inside, addmv(tiny, similarity, ones)), similarity).view(1, -1)
+
+        histogram = one_window if self.windows == 1 else windows
+        if self.last is None:
+            return lambda x: addmm(first_bias, histogram(x), first)
+        last, last_bias = self.last
+        return lambda x: addmm(last_bias, addmm(first_bias, histogram(x), first).relu_(), last)
+
     def _histogram(self, x: Tensor) -> Tensor:
         """Sums over each window of similarity / sum of similarities: (N, windows * codewords)."""
         count = len(x)
         rows = x.permute(0, 2, 3, 1).reshape(-1, len(self.weight)).float()
         similarity = torch.addmm(self.bias, rows, self.weight).sigmoid_()
-        total = torch.addmv(self._tiny, similarity, self._ones)
-        if count == 1:  # the plain product has less to set up than the batched one
-            share = total.reciprocal_()[None] if self.windows == 1 else self._inside / total
-            return torch.mm(share, similarity).view(1, -1)
-        total = total.view(count, 1, self.places)
+        total = torch.addmv(self._tiny, similarity, self._ones).view(count, 1, self.places)
         share = total.reciprocal_() if self.windows == 1 else self._inside / total
         similarity = similarity.view(count, self.places, CODEWORDS)
         return torch.bmm(share, similarity).view(count, -1)
