@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -98,25 +96,37 @@ def has_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-@contextmanager
-def fp32_on_cuda(convolutions: str = "ieee", products: str = "ieee") -> Iterator[None]:
+class fp32_on_cuda:
     """Within the block, how CUDA multiplies fp32 values; afterwards as it was before.
 
     torch lets convolutions use TF32 unless told otherwise, so fp32 is fp32 only in such a block.
-    What was captured in one keeps its way of computing.
+    What was captured in one keeps its way of computing. A setting that is right already is left
+    alone: setting one takes microseconds, as much as a launch.
 
     Args:
-        convolutions: ``ieee``, all bits; or ``tf32``, factors rounded to 10 bits of fraction.
+        convolutions: ``ieee``, all bits; or ``tf32``, factors rounded to 10 bits of fraction; None
+            where there are none.
         products: the same of matrix products.
     """
-    backends: Any = torch.backends  # some of them have no types
-    settings = (backends.cudnn.conv, backends.cuda.matmul)
-    # Read by the settings' own names: the older allow_tf32 raises once the two were set apart.
-    before = [each.fp32_precision for each in settings]
-    for each, wanted in zip(settings, (convolutions, products), strict=True):
-        each.fp32_precision = wanted
-    try:
-        yield
-    finally:
-        for each, earlier in zip(settings, before, strict=True):
-            each.fp32_precision = earlier
+
+    def __init__(self, convolutions: str | None = "ieee", products: str | None = "ieee") -> None:
+        self._wanted = (convolutions, products)
+        self._before: list[tuple[Any, str]] = []
+
+    def __enter__(self) -> None:
+        backends: Any = torch.backends  # some of them have no types
+        for each, wanted in zip(
+            (backends.cudnn.conv, backends.cuda.matmul), self._wanted, strict=True
+        ):
+            if wanted is None:
+                continue
+            # Read by this name: the older allow_tf32 raises once the two were set apart.
+            found = each.fp32_precision
+            if wanted != ("ieee" if found == "none" else found):
+                self._before.append((each, found))
+                each.fp32_precision = wanted
+
+    def __exit__(self, *_: object) -> None:
+        while self._before:
+            each, found = self._before.pop()
+            each.fp32_precision = found

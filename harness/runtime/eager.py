@@ -38,9 +38,10 @@ class EagerKit:
     def conv(self, conv: Convolution, site: str, source: str, relu: bool) -> Unary:
         """conv(x), or relu(conv(x))."""
         weight, bias = self._place(conv)
+        stride, padding = conv.stride, conv.padding  # the weights of ``conv`` need not stay
 
         def run(x: Tensor) -> Tensor:
-            y = functional.conv2d(x, weight, bias, conv.stride, conv.padding)
+            y = functional.conv2d(x, weight, bias, stride, padding)
             return y.relu_() if relu else y
 
         return run
@@ -48,9 +49,10 @@ class EagerKit:
     def conv_add(self, conv: Convolution, site: str, source: str, shortcut: str) -> Binary:
         """relu(conv(x) + y)."""
         weight, bias = self._place(conv)
+        stride, padding = conv.stride, conv.padding
 
         def run(x: Tensor, y: Tensor, spent: bool = False) -> Tensor:
-            return functional.conv2d(x, weight, bias, conv.stride, conv.padding).add_(y).relu_()
+            return functional.conv2d(x, weight, bias, stride, padding).add_(y).relu_()
 
         return run
 
@@ -75,17 +77,17 @@ class EagerOnCuda(PlannedNetwork):
 
     def run_stretch(self, first: int, last: int, state: State, *, owned: bool = False) -> State:
         """The state after segments ``first`` to ``last``; see ``Prepared``."""
-        with fp32_on_cuda(convolution_format(self.precision)):
+        with fp32_on_cuda(convolution_format(self.precision), None):
             return super().run_stretch(first, last, state, owned=owned)
 
     def run_head(self, number: int, state: State) -> Tensor:
         """Float32 logits of head ``number``; see ``Prepared``."""
-        with fp32_on_cuda():
+        with fp32_on_cuda(None):
             return super().run_head(number, state)
 
     def run_classifier(self, state: State) -> Tensor:
         """Float32 logits of the classifier; see ``Prepared``."""
-        with fp32_on_cuda():
+        with fp32_on_cuda(None):
             return super().run_classifier(state)
 
 

@@ -106,11 +106,10 @@ def test_what_a_gpu_computes_fast_is_told_by_its_capability(
     assert (has_fast_fp16(card), has_tf32(card)) == (fp16, tf32)
 
 
-def formats() -> tuple[str, str]:
-    return (
-        torch.backends.cudnn.conv.fp32_precision,
-        torch.backends.cuda.matmul.fp32_precision,
-    )
+def formats() -> tuple[str, ...]:
+    backends = torch.backends
+    found = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+    return tuple("ieee" if name == "none" else name for name in found)
 
 
 def test_what_fp32_means_on_a_gpu_is_put_back() -> None:
@@ -118,6 +117,9 @@ def test_what_fp32_means_on_a_gpu_is_put_back() -> None:
     with fp32_on_cuda("tf32"):
         assert formats() == ("tf32", "ieee")
         with fp32_on_cuda():
+            assert formats() == ("ieee", "ieee")
+            with fp32_on_cuda(None, "tf32"):
+                assert formats() == ("ieee", "tf32")
             assert formats() == ("ieee", "ieee")
         assert formats() == ("tf32", "ieee")
     assert formats() == before
