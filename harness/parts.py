@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..models.blocks import State
@@ -45,7 +44,7 @@ def walk_parts(prepared: Prepared, inputs: Tensor, forecast: Forecast | None) ->
         units["head", number] = _check(prepared, number, state, logits)
         if forecast is not None:
             units["forecast", number] = _call(forecast, logits)
-        units["gather", number] = _call(prepared.select, state, torch.from_numpy(everyone))
+        units["gather", number] = _gather(prepared, state, everyone)
         units["segment", number + 1] = _call(prepared.run_segment, number + 1, state)
     state = prepared.run_segment(exits + 1, state)
     units["classifier", exits + 1] = _end(prepared, state, everyone)
@@ -90,6 +89,18 @@ def _check(prepared: Prepared, number: int, state: State, logits: Tensor) -> Cal
         source.place(state, everyone)
         going.again(everyone, due.copy())
         going.check(number)
+
+    return call
+
+
+def _gather(prepared: Prepared, state: State, everyone: np.ndarray) -> Call:
+    """A batch that is copied row by row, as the loop closes it up when samples have left."""
+    source = LiveSource(prepared, prepared.num_exits, state, everyone)
+
+    def call() -> None:
+        source.place(state, everyone)
+        source.keep(everyone)
+        source.close_up()
 
     return call
 

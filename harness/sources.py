@@ -151,8 +151,12 @@ class LiveSource:
         inside, held = len(self.samples), self._held
         if inside == held or self._ahead is None:
             return
-        if not self._compaction.drops(*self._ahead, held, inside, due):
-            return
+        if self._compaction.drops(*self._ahead, held, inside, due):
+            self.close_up()
+
+    def close_up(self) -> None:
+        """Drop the rows of samples that left; ``_make_room`` says when, the profiler at once."""
+        inside, held = len(self.samples), self._held
         assert self._rows is not None
         rows, self._rows = self._rows, None
         if self._owned and inside > 1:
