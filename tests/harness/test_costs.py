@@ -188,6 +188,16 @@ def test_net_energy_is_priced_like_gross_and_may_be_negative(tmp_path: Path) -> 
     assert np.isnan(CostTable.from_rows(rows()).select().segments["net_energy_mj"]).all()
 
 
+def test_a_table_may_have_gathers_which_nobody_pays(tmp_path: Path) -> None:
+    plain = CostTable.read(write(tmp_path, HAND)).select()
+    more = HAND + "gather,1,0,9,,\ngather,2,0,9,,\n"
+    table = CostTable.read(write(tmp_path, more))
+    table.write(tmp_path / "again.csv")
+    prices = CostTable.read(tmp_path / "again.csv").select()
+    assert prices.full() == pytest.approx(plain.full(), nan_ok=True)
+    assert (prices.energy_source, prices.exits) == (plain.energy_source, plain.exits)
+
+
 HEADER = "kind,index,macs,latency_ms,energy_mj,energy_source\n"
 
 
@@ -221,6 +231,8 @@ HEADER = "kind,index,macs,latency_ms,energy_mj,energy_source\n"
         (HAND.replace("head,2", "head,3"), "head 2 missing"),
         (HAND.replace("forecast,2,1,0.125,1,measured\n", ""), "forecast 2 missing"),
         (HAND.replace("classifier,3,5,0.0625,0.5,measured\n", ""), "classifier 3 missing"),
+        (HAND + "gather,2,0,,,\n", "gather 1 missing"),
+        (HAND + "gather,1,0,,,\ngather,2,0,,,\ngather,3,0,,,\n", "gather 3, but 3 segments"),
         (HEADER + "head,1,2,,,\n", "no segments"),
         ("kind,index,macs,precision\nsegment,1,2,fp8\n", "precision is 'fp8'; allowed are fp32"),
         (
