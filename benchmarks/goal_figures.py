@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -134,7 +133,7 @@ def overview(rows: list[Row]) -> Figure | None:
     rows = [row for row in rows if row.goal and row.measured is not None and row.measured > 0]
     if not rows:
         return None
-    figure, (axis,) = canvas(9.0, 0.9 + 0.3 * len(rows))
+    figure, (axis,) = canvas(9.0, 0.9 + 0.22 * len(rows))
     places = np.arange(len(rows))[::-1]
     for place, row in zip(places, rows, strict=True):
         assert row.goal is not None
@@ -146,7 +145,7 @@ def overview(rows: list[Row]) -> Figure | None:
                   color=BLUE if good else VERMILLION, linestyle="none",
                   label="met" if good else "missed")  # fmt: skip
     axis.axvline(1, color=GREY, linewidth=1.2)
-    axis.set_yticks(places, [fill(row.what, 46) for row in rows], fontsize=8)
+    axis.set_yticks(places, [row.what for row in rows], fontsize=7.5)
     axis.set(ylim=(-0.7, len(rows) - 0.3), xlabel="of the goal's limit; left of 1 is better")
     axis.grid(axis="y", visible=False)
     legend_below(figure, [axis], 2)

@@ -83,7 +83,7 @@ def _explained(row: Row, ours: dict[str, Prepared], images: Tensor, quick: bool)
     name = INT8 if row.least else OURS
     if row.status != MISSED or name not in ours:
         return row
-    rounds = 2 if quick else 10
+    rounds = 2 if quick else 20 if len(images) == 1 else 4
     mine, eager = segment_times([ours[name], ours[EAGER]], images, rounds)
     order = sorted(range(len(mine)), key=lambda at: -mine[at])[:4]
     places = ", ".join(

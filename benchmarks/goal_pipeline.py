@@ -94,12 +94,12 @@ def measure_replay(folder: Path, threads: int, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         found = whole_sweep(make_traces(Path(place), 10_000), 3 if quick else 26)
     seconds = found["seconds"] / found["settings"] * 10_000
-    note = f"{found['settings']:,} settings in {found['seconds']:.3g} s"
-    what = "replay of 10,000 settings x 10,000 samples x 20 exits"
+    note = f"{found['settings']:,} settings x 10,000 samples x 20 exits in {found['seconds']:.3g} s"
+    what = "replay, 10,000 settings"
     peak = found["peak_gib"] * 1024
     return [
         Row("replay", f"{what}: time", 20.0, seconds, "s", note=note, detail=dict(found)),
-        Row("replay", f"{what}: peak memory of the process", 1024.0, peak, "MiB",
+        Row("replay", f"{what}: peak memory", 1024.0, peak, "MiB",
             note="everything imported and the trace made in the same process", detail=dict(found)),
     ]  # fmt: skip
 
@@ -154,12 +154,13 @@ def measure_memory(folder: Path, threads: int, quick: bool) -> list[Row]:
     note("loaded")
     prepared = subject.prepare("fp32")
     note("prepared")
+    weights = sum(t.numel() * t.element_size() for t in subject.network.state_dict().values())
+    subject.shed_weights()  # as ``exitbench run`` does
     exits, everyone = prepared.num_exits, np.arange(64)
     stack = convolution_stack(subject.network.classes, DEFAULT_KERNEL, DEFAULT_HORIZON)
     policy = scripted("predictive", exits, make_script(exits, 64, 8.0, 0))
     walk(policy, LiveSource(prepared, exits, subject.images("test"), everyone, "softmax", stack))
     note("run")
-    weights = sum(t.numel() * t.element_size() for t in subject.network.state_dict().values())
     largest = 64 * 4 * max(p.channels * p.side**2 for p in subject.network.exit_points)
     goal = (2.5 * weights + 2 * largest) / MIB
     said = ", ".join(f"{size:.0f} MiB once {step}" for step, size in steps.items())

@@ -86,6 +86,7 @@ def run_run(config: RunConfig, say: Say, *, clocks: ClockFiles = THIS_MACHINE) -
     prepared = {name: subject.prepare(name) for name in precisions}
     for network in prepared.values():
         tell_runtime(directory, network, say, new=False, ranges=subject.ranges)
+    subject.shed_weights()
     if config.forward_mode == "accuracy":
         judge_live(directory, subject, prepared, chosen, config, say)
     else:

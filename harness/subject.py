@@ -17,6 +17,7 @@ from .devices import apply_threads, resolve_device
 from .difficulty import read_samples
 from .errors import ExitbenchError
 from .files import sha256
+from .memory import release
 from .quantization import CALIBRATION_IMAGES, DEFAULT_RANGES
 from .runtime.base import Prepared
 from .runtime.registry import availability, prepare
@@ -105,6 +106,14 @@ class Subject:
     def runtime_of(self, precision: str) -> str | None:
         """The runtime that is to run a precision; None leaves the choice to ``prepare``."""
         return self.traced.get(precision) if self.runtime == "auto" else self.runtime
+
+    def shed_weights(self) -> None:
+        """Free the weights of the network, when no more is to be prepared; its shapes stay.
+
+        What ``prepare`` gave has its own.
+        """
+        self.network.to("meta")
+        release()
 
 
 def load_subject(

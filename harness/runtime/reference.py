@@ -63,10 +63,11 @@ class ReferenceKit:
         weight, scales = quantise_weight(conv.weight.cpu())
         bias, grid = conv.bias.cpu()[:, None, None], self.grids[source]
         rescale = (scales * grid.scale)[:, None, None]
+        stride, padding = conv.stride, conv.padding
 
         def run(x: Tensor) -> Tensor:
             integers = x.float() - grid.zero_point
-            sums = functional.conv2d(integers, weight.float(), None, conv.stride, conv.padding)
+            sums = functional.conv2d(integers, weight.float(), None, stride, padding)
             return sums * rescale + bias
 
         return run
@@ -80,8 +81,10 @@ def compare_with_reference(plan: Plan, reference: Iterable[Part], images: Tensor
         ExitbenchError: naming the unit that differs.
     """
     state: State = plan.enter(images)
-    for names, steps, expected in zip(plan.names, plan.segments, reference, strict=True):
-        for name, step, expected_step in zip(names, steps, expected.steps, strict=True):
+    parts = iter(reference)
+    for names, steps in zip(plan.names, plan.segments, strict=True):
+        # Asked for one by one, so that one goes before the next is made.
+        for name, step, expected_step in zip(names, steps, next(parts).steps, strict=True):
             wanted = expected_step(state)
             state = step(state)
             require_equal(main_path(state), main_path(wanted), f"int8 unit {name!r}")
