@@ -37,7 +37,7 @@ NAME = "openvino"
 PRECISIONS = ("fp32", "bf16", "int8")
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Of one segment's output, relative to torch's from the same input (L2 norm), as in `onednn`."""
+"""Of one unit's output, relative to torch's from the same input (L2 norm), as in `onednn`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def unavailable(precision: str, device: torch.device) -> str | None:
 def prepare_openvino(
     network: ExitNetwork, precision: str, device: torch.device, images: Tensor | None, ranges: str
 ) -> OpenVinoNetwork:
-    """The network as OpenVINO models, each segment compared with torch on ``images`` or on noise.
+    """The network as OpenVINO models, each unit compared with torch on ``images`` or on noise.
 
     Raises:
         ExitbenchError: OpenVINO is missing or fails, int8 has no calibration images, or the
@@ -114,10 +114,10 @@ def _prepare(
         kit, reference = FloatKit(precision), EagerKit(DTYPES[precision], device)
     if images is None:
         images = torch.randn(2, *network.input_shape, generator=torch.Generator().manual_seed(0))
-    threads = torch.get_num_threads()
     graphs = Graphs(network, kit)
-    stretches = Stretches(graphs, _settings(precision, threads))
+    stretches = Stretches(graphs, _settings(precision, torch.get_num_threads()))
     compare(stretches, network, reference, sample_images(images, 2))
+    threads = stretches.segment(1, 1).compiled.get_property("INFERENCE_NUM_THREADS")
     words = [
         f"{precision} by OpenVINO {find('openvino').__version__.split('-')[0]}",
         f"{threads} thread{'s' if threads > 1 else ''}",
@@ -163,26 +163,31 @@ def _as_plan(stretches: Stretches, graphs: Graphs) -> Plan:
 
 @torch.inference_mode()
 def compare(stretches: Stretches, network: ExitNetwork, reference: Kit, images: Tensor) -> None:
-    """Require of each segment, given the same input, what the reference computes.
+    """Require of each unit, given the same input, what the reference computes.
 
-    Images go one by one, so that only the models of single images are compiled.
+    Images go one by one, so that only models of single images are compiled; where a segment is one
+    unit, as in a network with all its exits, they are those that will run.
 
     Raises:
-        ExitbenchError: naming the segment that differs.
+        ExitbenchError: naming the unit that differs.
     """
     states: list[State] = list(images.split(1))
+    unit = 0
     for number, part in enumerate(plan_parts(network, reference), start=1):
-        for place, state in enumerate(states):
-            wanted = reference.enter()(main_path(state)) if number == 1 else state
-            for step in part.steps:
-                wanted = step(wanted)
-            states[place] = stretches.run(number, number, state)
-            if not _close(main_path(states[place]), main_path(wanted)):
-                raise ExitbenchError(
-                    f"segment {number} differs from what torch computes: OpenVINO "
-                    f"{find('openvino').__version__} computes it wrongly on this CPU. Use another "
-                    "runtime, or another version of OpenVINO."
-                )
+        for name, step in zip(part.names, part.steps, strict=True):
+            unit += 1
+            for place, state in enumerate(states):
+                wanted = step(reference.enter()(main_path(state)) if unit == 1 else state)
+                if len(part.steps) == 1:
+                    states[place] = stretches.run(number, number, state)
+                else:
+                    states[place] = stretches.run_unit(unit, state)
+                if not _close(main_path(states[place]), main_path(wanted)):
+                    raise ExitbenchError(
+                        f"unit {name!r} differs from what torch computes: OpenVINO "
+                        f"{find('openvino').__version__} computes it wrongly on this CPU. Use "
+                        "another runtime, or another version of OpenVINO."
+                    )
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:

@@ -13,6 +13,7 @@ than STRETCH_WEIGHTS; the others run segment by segment.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ DEVICE = "CPU"
 _TO_CHANNELS_FIRST, _TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
 Key = tuple[int, int, int]
-"""First and last segment, batch size."""
+"""Units before and at the end of a stretch, counted from the images; batch size."""
 
 _M = TypeVar("_M")
 
@@ -58,54 +59,59 @@ def core() -> Any:
 class Graphs:
     """OpenVINO graphs of the stretches of a network.
 
+    A stretch is named by the units before it and those at its end: unit 3 alone is (2, 3).
+
     Attributes:
         kit: its operators.
-        shapes: (C, H, W) of the tensors of the states before segment 1, after it, ...
-        weights: per segment, how many parameters it has.
+        plan: of the network, in nodes.
+        ends: how many units there are before segment 1, after it, ...
+        shapes: (C, H, W) of the tensors of the states before unit 1, after it, ...
+        weights: per unit, how many parameters it has.
     """
 
     def __init__(self, network: ExitNetwork, kit: FloatKit) -> None:
         self.kit = kit
         self.plan = make_plan(network, kit)
+        self._steps = [step for steps in self.plan.segments for step in steps]
+        self.ends = [0, *itertools.accumulate(len(steps) for steps in self.plan.segments)]
         self.weights = [
-            sum(each.numel() for _, unit in network.segment_units(n) for each in unit.parameters())
-            for n in range(1, network.num_exits + 2)
+            sum(each.numel() for each in unit.parameters())
+            for number in range(1, network.num_exits + 2)
+            for _, unit in network.segment_units(number)
         ]
         images = Node(kit.parameter([1, *network.input_shape], "f32").output(0), INPUT)
         states: list[list[Node]] = [[images]]
-        for number in range(1, network.num_exits + 2):
-            states.append(self._extend(number, number, states[-1]))
+        for unit in range(len(self._steps)):
+            states.append(self._extend(unit, unit + 1, states[-1]))
         self.shapes = [
             [tuple(int(side) for side in node.output.get_shape()[1:]) for node in state]
             for state in states
         ]
         self._sites = [[node.site for node in state] for state in states]
 
-    def build(self, first: int, last: int, size: int) -> tuple[Any, tuple[int | None, ...]]:
-        """The graph of segments ``first`` to ``last`` for batches of ``size``.
+    def build(self, begin: int, end: int, size: int) -> tuple[Any, tuple[int | None, ...]]:
+        """The graph of units ``begin`` + 1 to ``end`` for batches of ``size``.
 
         Inputs and outputs have their channels last, but for images. A tensor that only passes
         through is no output.
 
         Returns:
             The graph, None if it had no output; and per tensor of the state after it, which tensor
-            of the state before it is, or None where it is an output.
+            of the state before that is, or None where it is an output.
         """
         ops, kit = self.kit.ops, self.kit
         parameters, before = [], []
-        for site, (channels, *sides) in zip(
-            self._sites[first - 1], self.shapes[first - 1], strict=True
-        ):
-            if first == 1:
+        for site, (channels, *sides) in zip(self._sites[begin], self.shapes[begin], strict=True):
+            if begin == 0:
                 parameters.append(kit.parameter([size, channels, *sides], "f32"))
                 before.append(Node(parameters[-1].output(0), site))
             else:
                 parameters.append(kit.parameter([size, *sides, channels], kit.state[0]))
-                # In this order: a state that is turned first runs int8 convolutions in float32.
+                # In this order: of a state that is turned first, int8 runs in float32.
                 real = kit.read(parameters[-1].output(0), site).output
                 turned = ops.transpose(real, ops.constant(list(_TO_CHANNELS_FIRST)))
                 before.append(Node(turned.output(0), site))
-        after = self._extend(first, last, before)
+        after = self._extend(begin, end, before)
         origins = tuple(
             next((i for i, old in enumerate(before) if old is node), None) for node in after
         )
@@ -116,14 +122,13 @@ class Graphs:
         ]
         return find("openvino").Model(results, parameters) if results else None, origins
 
-    def _extend(self, first: int, last: int, before: list[Node]) -> list[Node]:
-        """The state after segments ``first`` to ``last``."""
+    def _extend(self, begin: int, end: int, before: list[Node]) -> list[Node]:
+        """The state after units ``begin`` + 1 to ``end``."""
         state: Any = before[0] if len(before) == 1 else tuple(before)
-        if first == 1:
+        if begin == 0:
             state = self.plan.enter(state)
-        for steps in self.plan.segments[first - 1 : last]:
-            for step in steps:
-                state = step(state)
+        for step in self._steps[begin:end]:
+            state = step(state)
         return list(state) if isinstance(state, tuple) else [state]
 
 
@@ -228,7 +233,7 @@ class Stretches:
     def __init__(self, graphs: Graphs, settings: dict[str, Any]) -> None:
         self._graphs = graphs
         self._settings = settings
-        self._segments: dict[tuple[int, int], Model] = {}
+        self._segments: dict[Key, Model] = {}
         self._longer = Room[Model](STRETCH_WEIGHTS * sum(graphs.weights))
 
     def run(self, first: int, last: int, state: State) -> State:
@@ -236,32 +241,40 @@ class Stretches:
 
         Its tensors are new, but for one that only passes through.
         """
+        begin, end = self._graphs.ends[first - 1], self._graphs.ends[last]
+        if begin == end:
+            return state
         tensors = list(state) if isinstance(state, tuple) else [state]
         sizes = slices(len(tensors[0]))
         models = self._models(first, last, sizes)
-        if models is not None:
-            tensors = self._run(first, last, tensors, sizes, models)
-        else:
+        if models is None:
             for number in range(first, last + 1):
-                some = [self.segment(number, size) for size in sizes]
-                tensors = self._run(number, number, tensors, sizes, some)
-        return tensors[0] if len(tensors) == 1 else tuple(tensors)
+                state = self.run(number, number, state)
+            return state
+        return self._run(begin, end, tensors, sizes, models)
+
+    def run_unit(self, number: int, state: State) -> State:
+        """The state of one image after unit ``number``, by a model that is not kept."""
+        tensors = list(state) if isinstance(state, tuple) else [state]
+        model = self._compile((number - 1, number, 1))
+        return self._run(number - 1, number, tensors, [1], [model])
 
     def segment(self, number: int, size: int) -> Model:
         """The model of segment ``number`` for batches of ``size``."""
-        found = self._segments.get((number, size))
+        key = (*self._graphs.ends[number - 1 : number + 1], size)
+        found = self._segments.get(key)
         if found is None:
-            found = self._compile((number, number, size))
-            self._segments[number, size] = found
+            found = self._segments[key] = self._compile(key)
         return found
 
     def _models(self, first: int, last: int, sizes: list[int]) -> list[Model] | None:
         """The models of a stretch for each size; None if one of them has no room."""
         if first == last:
             return [self.segment(first, size) for size in sizes]
-        weights, found = sum(self._graphs.weights[first - 1 : last]), []
+        begin, end = self._graphs.ends[first - 1], self._graphs.ends[last]
+        weights, found = sum(self._graphs.weights[begin:end]), []
         for size in sizes:
-            key = (first, last, size)
+            key = (begin, end, size)
             model = self._longer.get(key, weights, functools.partial(self._compile, key))
             if model is None:
                 return None
@@ -272,13 +285,13 @@ class Stretches:
         return Model(self._graphs, key, self._settings)
 
     def _run(
-        self, first: int, last: int, before: list[Tensor], sizes: list[int], models: list[Model]
-    ) -> list[Tensor]:
-        if first == 1:
+        self, begin: int, end: int, before: list[Tensor], sizes: list[int], models: list[Model]
+    ) -> State:
+        if begin == 0:
             inputs = [x.float().contiguous() for x in before]
         else:
             inputs = [x.permute(_TO_CHANNELS_LAST).contiguous() for x in before]
-        shapes, count = self._graphs.shapes[last], len(inputs[0])
+        shapes, count = self._graphs.shapes[end], len(inputs[0])
         origins = models[0].origins if models else (None,) * len(shapes)
         outputs = [
             torch.empty((count, *sides, channels), dtype=self._graphs.kit.state[1])
@@ -291,7 +304,8 @@ class Stretches:
             model([x[rows] for x in inputs], [y[rows] for y in outputs])
             start += size
         made = (y.permute(_TO_CHANNELS_FIRST) for y in outputs)
-        return [next(made) if origin is None else before[origin] for origin in origins]
+        after = [next(made) if origin is None else before[origin] for origin in origins]
+        return after[0] if len(after) == 1 else tuple(after)
 
 
 def slices(count: int) -> list[int]:
