@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...models.blocks import State, main_path
 from ..answers import Answers, Question
-from .base import PlannedNetwork
+from .base import PlannedNetwork, inferring
 from .cudagraph_answers import Ask, HostAnswers, Questions
 from .cudagraph_capture import Arrival, Capture, Graph
 from .cudagraph_memory import Layout, Memory, bucket_of
@@ -80,7 +80,7 @@ class GraphNetwork:
         """The state after segment ``number``; see ``Prepared``."""
         return self.run_stretch(number, number, state)
 
-    @torch.inference_mode()
+    @inferring
     def run_stretch(self, first: int, last: int, state: State, *, owned: bool = False) -> State:
         """The state after segments ``first`` to ``last``; see ``Prepared``."""
         with self.capture.running():
@@ -90,7 +90,7 @@ class GraphNetwork:
             self._move(cargo, last)
             return self._state(cargo)
 
-    @torch.inference_mode()
+    @inferring
     def run_check(
         self, first: int, last: int, state: State, question: Question, *, owned: bool = False
     ) -> tuple[State, Answers]:
@@ -106,7 +106,7 @@ class GraphNetwork:
             after = self._state(cargo)
             return after, HostAnswers(arrival(), ask)
 
-    @torch.inference_mode()
+    @inferring
     def run_head(self, number: int, state: State) -> Tensor:
         """Float32 logits of head ``number``; see ``Prepared``."""
         with self.capture.running():
@@ -115,7 +115,7 @@ class GraphNetwork:
                 return self.inner.run_head(number, state)
             return self._logits(cargo)
 
-    @torch.inference_mode()
+    @inferring
     def run_classifier(self, state: State) -> Tensor:
         """Float32 logits of the classifier; see ``Prepared``."""
         last = self.num_exits + 1

@@ -57,7 +57,7 @@ class Made:
         return {n: getattr(self.capture, n) - b for n, b in zip(names, before, strict=True)}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=MODELS, scope="module")
 def made(request: pytest.FixtureRequest, make_network: MakeNetwork) -> Made:
     return Made(inner_of(make_network, request.param), FakeCapture())
 
