@@ -298,14 +298,23 @@ class Stretches:
             for (channels, *sides), origin in zip(shapes, origins, strict=True)
             if origin is None
         ]
-        start = 0
-        for size, model in zip(sizes, models, strict=True):
-            rows = slice(start, start + size)
-            model([x[rows] for x in inputs], [y[rows] for y in outputs])
-            start += size
+        if len(sizes) == 1:
+            models[0](inputs, outputs)
+        else:
+            _run_slices(sizes, models, inputs, outputs)
         made = (y.permute(_TO_CHANNELS_FIRST) for y in outputs)
         after = [next(made) if origin is None else before[origin] for origin in origins]
         return after[0] if len(after) == 1 else tuple(after)
+
+
+def _run_slices(
+    sizes: list[int], models: list[Model], inputs: list[Tensor], outputs: list[Tensor]
+) -> None:
+    start = 0
+    for size, model in zip(sizes, models, strict=True):
+        rows = slice(start, start + size)
+        model([x[rows] for x in inputs], [y[rows] for y in outputs])
+        start += size
 
 
 def slices(count: int) -> list[int]:
