@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -53,10 +53,25 @@ LIMIT = np.float32(0.5)
 
 @dataclass(frozen=True)
 class Script:
-    """Where samples leave, (N,), and how far each is sent on from every exit, (E, N)."""
+    """Where samples leave, (N,), and how far each is sent on from every exit, (E, N).
+
+    What a policy is told of it is made beforehand: looking it up is all that a run pays for.
+    """
 
     leave_at: IntArray
     jump: IntArray
+
+    @cached_property
+    def confidence(self) -> FloatArray:
+        """1 where a sample leaves, else 0: (E, N)."""
+        exits = np.arange(1, len(self.jump) + 1)
+        return (self.leave_at == exits[:, None]).astype(np.float32)
+
+    @cached_property
+    def rounds(self) -> FloatArray:
+        """1 in the round that is the jump, else 0: (E, N, R)."""
+        numbers = np.arange(1, DEFAULT_HORIZON + 1)
+        return (self.jump[..., None] == numbers).astype(np.float32)
 
 
 def make_script(exits: int, samples: int, mean: float, seed: int) -> Script:
@@ -73,7 +88,9 @@ def make_script(exits: int, samples: int, mean: float, seed: int) -> Script:
     leave_at = 1 + np.searchsorted(np.cumsum(weights) / weights.sum(), places)
     left = np.clip(leave_at - np.arange(1, exits + 1)[:, None], 1, DEFAULT_HORIZON)
     short = generator.integers(1, left + 1)
-    return Script(leave_at, np.where(generator.random(left.shape) < 0.5, left, short))
+    script = Script(leave_at, np.where(generator.random(left.shape) < 0.5, left, short))
+    assert script.confidence.shape + script.rounds.shape[2:] == (*left.shape, DEFAULT_HORIZON)
+    return script
 
 
 class ScriptedEvidence:
@@ -89,15 +106,12 @@ class ScriptedEvidence:
 
     @property
     def confidence(self) -> FloatArray:
-        found = self._evidence.confidence
-        leaving = self._script.leave_at[self.samples] == self._exit
-        return leaving.astype(found.dtype)
+        _ = self._evidence.confidence
+        return self._script.confidence[self._exit - 1][self.samples]
 
     def rounds(self, rows: IntArray) -> FloatArray:
-        found = self._evidence.rounds(rows)
-        told = np.zeros_like(found)
-        told[np.arange(len(rows)), self._script.jump[self._exit - 1, self.samples[rows]] - 1] = 1
-        return told
+        self._evidence.rounds(rows)
+        return self._script.rounds[self._exit - 1][self.samples[rows]]
 
 
 @dataclass(frozen=True)
