@@ -156,10 +156,10 @@ def train(model: str) -> ExitNetwork:
 
 
 def widen(model: str) -> ExitNetwork:
-    """A network with random weights, wide enough for kernels that pay from 64 channels on."""
+    """A network with random weights, wide enough for kernels that pay from 128 channels on."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        network = build(model, ModelArguments(classes=CLASSES, width=0.25, exits=WIDE[model]))
+        network = build(model, ModelArguments(classes=CLASSES, width=0.5, exits=WIDE[model]))
         _settle(network, 1)
     return network.eval().requires_grad_(False)
 
