@@ -36,6 +36,9 @@ from .reference import TOLERANCE_STEPS, ReferenceKit, compare_with_fp32
 NAME = "openvino"
 PRECISIONS = ("fp32", "bf16", "int8")
 
+RARE = 1e-3
+"""Share of a unit's values that may be off by more than TOLERANCE_STEPS."""
+
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Of one unit's output, relative to torch's from the same input (L2 norm), as in `onednn`."""
 
@@ -194,7 +197,11 @@ def _close(found: Tensor, wanted: Tensor) -> bool:
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return False
     if found.dtype == torch.uint8:
-        return (found.int() - wanted.int()).abs().max().item() <= TOLERANCE_STEPS
+        off = (found.int() - wanted.int()).abs()
+        # A projected shortcut is rounded before it is added: where that lay in the middle, one step
+        # of its grid is more than one of the sum's.
+        rare = (off > TOLERANCE_STEPS).float().mean().item() <= RARE
+        return rare and off.max().item() <= 3 * TOLERANCE_STEPS
     tolerance = TOLERANCES[found.dtype]
     found, wanted = found.float(), wanted.float()
     return (found - wanted).norm().item() <= tolerance * wanted.norm().item() + 1e-6
