@@ -7,7 +7,7 @@ emits them), so they are looked up, and the prepared network is compared with `e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor
 from ...models.blocks import State, main_path
 from ...models.network import ExitNetwork
 from ..errors import ExitbenchError
+from ..memory import release
 from . import eager
 from .base import PlannedNetwork, exit_modules
 from .eager import DTYPES, EagerKit
-from .plan import Binary, Convolution, Plan, Unary, make_plan
+from .plan import Binary, Convolution, Part, Plan, Unary, make_plan, plan_parts
+from .winograd import SEVERAL, Allowance, Winograd, check_winograd, least_batch
 
 NAME = "onednn"
 
@@ -75,6 +77,8 @@ class PackedKit:
 
     dtype: torch.dtype
     operators: Operators
+    allowance: Allowance | None = None
+    """Room for the weights of Winograd's way, which is taken where it pays; None: nowhere."""
 
     def enter(self) -> Unary:
         """Images in this type and channels_last."""
@@ -82,15 +86,28 @@ class PackedKit:
 
     def conv(self, conv: Convolution, site: str, source: str, relu: bool) -> Unary:
         """conv(x), or relu(conv(x))."""
+        winograd, least = self._winograd(conv) if relu else (None, 0)
+        if winograd is not None and least == 1:
+            return winograd
         call = self.operators.conv
         rest = (*self._arguments(conv), "relu" if relu else "none", [], "")
-        return lambda x: call(x, *rest)
+        if winograd is None:
+            return lambda x: call(x, *rest)
+        several = winograd
+        return lambda x: several(x) if len(x) >= least else call(x, *rest)
 
     def conv_add(self, conv: Convolution, site: str, source: str, shortcut: str) -> Binary:
         """relu(conv(x) + y)."""
+        winograd, least = self._winograd(conv)
+        if winograd is not None and least == 1:
+            always = winograd
+            return lambda x, y, spent=False: always(x, y)
         call = self.operators.conv_add
         rest = (*self._arguments(conv), "add", None, "relu", [], "")
-        return lambda x, y, spent=False: call(x, y, *rest)
+        if winograd is None:
+            return lambda x, y, spent=False: call(x, y, *rest)
+        several = winograd
+        return lambda x, y, spent=False: several(x, y) if len(x) >= least else call(x, y, *rest)
 
     def max_pool(self, side: int) -> Unary:
         """Largest value of each window."""
@@ -99,6 +116,13 @@ class PackedKit:
     def features(self, site: str) -> Unary:
         """The tensor in float32."""
         return self._eager.features(site)
+
+    def _winograd(self, conv: Convolution) -> tuple[Winograd | None, int]:
+        """The convolution in Winograd's way, and from how many images on it is taken."""
+        least = None if self.allowance is None else least_batch(conv)
+        if least is None or self.allowance is None or not self.allowance.take(conv):
+            return None, 0
+        return Winograd(conv, self.operators.prepack, self.operators.conv), least
 
     @property
     def _eager(self) -> EagerKit:
@@ -134,35 +158,66 @@ def prepare_packed(
     Raises:
         ExitbenchError: the self-test fails.
     """
+    operators = find_operators()
+    allowance, note = _allowance(network, precision, operators)
     with torch.inference_mode():
-        plan = make_plan(network, PackedKit(DTYPES[precision], find_operators()))
-        reference = make_plan(network, EagerKit(DTYPES[precision], device))
+        plan = make_plan(network, PackedKit(DTYPES[precision], operators, allowance))
     if images is None:
-        images = torch.randn(2, *network.input_shape, generator=torch.Generator().manual_seed(0))
-    compare_with_eager(plan, reference, images[:2].cpu().float(), TOLERANCES[precision])
+        shape = (SEVERAL, *network.input_shape)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    images = images[torch.arange(SEVERAL) % len(images)]
+    reference = plan_parts(network, EagerKit(DTYPES[precision], device))
+    compare_with_eager(plan, reference, images.cpu().float(), TOLERANCES[precision])
     heads, classifier = exit_modules(network, device)
-    words = f"{precision} by oneDNN's prepacked convolutions, batch norm, ReLU and add fused"
+    release()  # what the comparison leaves behind would stand in the memory of every run
+    words = f"{precision} by oneDNN's prepacked convolutions, batch norm, ReLU and add fused{note}"
     return PlannedNetwork(NAME, words, precision, device, plan, heads, classifier)
 
 
+def _allowance(
+    network: ExitNetwork, precision: str, operators: Operators
+) -> tuple[Allowance | None, str]:
+    """Room for Winograd's way, and what is to be said of it."""
+    if precision != "fp32":
+        return None, ""
+    try:
+        check_winograd(operators.prepack, operators.conv)
+    except ExitbenchError as error:
+        return None, f"; 3x3 windows not by Winograd's way: {error}"
+    weights = sum(weight.numel() for weight in network.backbone.parameters())
+    return Allowance(weights), ", 3x3 windows by Winograd's way where it pays"
+
+
 @torch.inference_mode()
-def compare_with_eager(plan: Plan, reference: Plan, images: Tensor, tolerance: float) -> None:
+def compare_with_eager(
+    plan: Plan, reference: Iterable[Part], images: Tensor, tolerance: float
+) -> None:
     """Require of each unit, given the same input, what eager computes, to ``tolerance``.
+
+    Of all images and of the first alone, since a unit may go different ways for them.
 
     Raises:
         ExitbenchError: naming the unit that fails or differs.
     """
     state: State = plan.enter(images)
-    for names, steps, expected in zip(plan.names, plan.segments, reference.segments, strict=True):
-        for name, step, expected_step in zip(names, steps, expected, strict=True):
+    parts = iter(reference)
+    for names, steps in zip(plan.names, plan.segments, strict=True):
+        # Asked for one by one, so that one goes before the next is made.
+        for name, step, expected_step in zip(names, steps, next(parts).steps, strict=True):
             wanted = main_path(expected_step(state)).float()
             try:
-                state = step(state)
+                alone, state = main_path(step(_first(state))), step(state)
             except RuntimeError as error:
                 raise ExitbenchError(
                     f"unit {name!r} fails in oneDNN ({str(error).splitlines()[0]})"
                 ) from error
-            found = main_path(state).float()
-            error_bound = tolerance * wanted.norm().item() + 1e-6
-            if not (found - wanted).norm().item() <= error_bound:
-                raise ExitbenchError(f"unit {name!r} differs from eager by more than {tolerance:g}")
+            for found, exact in ((main_path(state), wanted), (alone, wanted[:1])):
+                error_bound = tolerance * exact.norm().item() + 1e-6
+                if not (found.float() - exact).norm().item() <= error_bound:
+                    raise ExitbenchError(
+                        f"unit {name!r} differs from eager by more than {tolerance:g}"
+                    )
+
+
+def _first(state: State) -> State:
+    return tuple(t[:1] for t in state) if isinstance(state, tuple) else state[:1]
