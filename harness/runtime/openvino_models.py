@@ -261,7 +261,7 @@ class Stretches:
 
     def segment(self, number: int, size: int) -> Model:
         """The model of segment ``number`` for batches of ``size``."""
-        key = (*self._graphs.ends[number - 1 : number + 1], size)
+        key = (self._graphs.ends[number - 1], self._graphs.ends[number], size)
         found = self._segments.get(key)
         if found is None:
             found = self._segments[key] = self._compile(key)
