@@ -21,8 +21,8 @@ from ..memory import release
 from . import eager
 from .base import PlannedNetwork, exit_modules
 from .eager import DTYPES, EagerKit
-from .plan import Binary, Convolution, Part, Plan, Unary, make_plan, plan_parts
-from .winograd import SEVERAL, Allowance, Winograd, check_winograd, least_batch
+from .plan import Binary, Convolution, Part, Plan, Step, Unary, make_plan, plan_parts
+from .winograd import SEVERAL, Allowance, Winograd, check_winograd, pays
 
 NAME = "onednn"
 
@@ -86,28 +86,21 @@ class PackedKit:
 
     def conv(self, conv: Convolution, site: str, source: str, relu: bool) -> Unary:
         """conv(x), or relu(conv(x))."""
-        winograd, least = self._winograd(conv) if relu else (None, 0)
-        if winograd is not None and least == 1:
-            return winograd
-        call = self.operators.conv
+        call, winograd = self.operators.conv, self._winograd(conv) if relu else None
         rest = (*self._arguments(conv), "relu" if relu else "none", [], "")
         if winograd is None:
             return lambda x: call(x, *rest)
         several = winograd
-        return lambda x: several(x) if len(x) >= least else call(x, *rest)
+        return lambda x: several(x) if len(x) >= SEVERAL else call(x, *rest)
 
     def conv_add(self, conv: Convolution, site: str, source: str, shortcut: str) -> Binary:
         """relu(conv(x) + y)."""
-        winograd, least = self._winograd(conv)
-        if winograd is not None and least == 1:
-            always = winograd
-            return lambda x, y, spent=False: always(x, y)
-        call = self.operators.conv_add
+        call, winograd = self.operators.conv_add, self._winograd(conv)
         rest = (*self._arguments(conv), "add", None, "relu", [], "")
         if winograd is None:
             return lambda x, y, spent=False: call(x, y, *rest)
         several = winograd
-        return lambda x, y, spent=False: several(x, y) if len(x) >= least else call(x, y, *rest)
+        return lambda x, y, spent=False: several(x, y) if len(x) >= SEVERAL else call(x, y, *rest)
 
     def max_pool(self, side: int) -> Unary:
         """Largest value of each window."""
@@ -117,12 +110,11 @@ class PackedKit:
         """The tensor in float32."""
         return self._eager.features(site)
 
-    def _winograd(self, conv: Convolution) -> tuple[Winograd | None, int]:
-        """The convolution in Winograd's way, and from how many images on it is taken."""
-        least = None if self.allowance is None else least_batch(conv)
-        if least is None or self.allowance is None or not self.allowance.take(conv):
-            return None, 0
-        return Winograd(conv, self.operators.prepack, self.operators.conv), least
+    def _winograd(self, conv: Convolution) -> Winograd | None:
+        """The convolution in Winograd's way, if it pays for several images and there is room."""
+        if self.allowance is None or not pays(conv) or not self.allowance.take(conv):
+            return None
+        return Winograd(conv, self.operators.prepack, self.operators.conv)
 
     @property
     def _eager(self) -> EagerKit:
@@ -185,7 +177,7 @@ def _allowance(
     except ExitbenchError as error:
         return None, f"; 3x3 windows not by Winograd's way: {error}"
     weights = sum(weight.numel() for weight in network.backbone.parameters())
-    return Allowance(weights), ", 3x3 windows by Winograd's way where it pays"
+    return Allowance(weights), ", 3x3 windows of batches by Winograd's way where it pays"
 
 
 @torch.inference_mode()
@@ -202,21 +194,30 @@ def compare_with_eager(
     state: State = plan.enter(images)
     parts = iter(reference)
     for names, steps in zip(plan.names, plan.segments, strict=True):
-        # Asked for one by one, so that one goes before the next is made.
-        for name, step, expected_step in zip(names, steps, next(parts).steps, strict=True):
-            wanted = main_path(expected_step(state)).float()
-            try:
-                alone, state = main_path(step(_first(state))), step(state)
-            except RuntimeError as error:
-                raise ExitbenchError(
-                    f"unit {name!r} fails in oneDNN ({str(error).splitlines()[0]})"
-                ) from error
-            for found, exact in ((main_path(state), wanted), (alone, wanted[:1])):
-                error_bound = tolerance * exact.norm().item() + 1e-6
-                if not (found.float() - exact).norm().item() <= error_bound:
-                    raise ExitbenchError(
-                        f"unit {name!r} differs from eager by more than {tolerance:g}"
-                    )
+        # In a call of its own, so that one segment of the reference goes before the next is made.
+        state = _compare_part(names, steps, next(parts).steps, state, tolerance)
+
+
+def _compare_part(
+    names: tuple[str, ...],
+    steps: tuple[Step, ...],
+    expected: tuple[Step, ...],
+    state: State,
+    tolerance: float,
+) -> State:
+    for name, step, expected_step in zip(names, steps, expected, strict=True):
+        wanted = main_path(expected_step(state)).float()
+        try:
+            alone, state = main_path(step(_first(state))), step(state)
+        except RuntimeError as error:
+            raise ExitbenchError(
+                f"unit {name!r} fails in oneDNN ({str(error).splitlines()[0]})"
+            ) from error
+        for found, exact in ((main_path(state), wanted), (alone, wanted[:1])):
+            error_bound = tolerance * exact.norm().item() + 1e-6
+            if not (found.float() - exact).norm().item() <= error_bound:
+                raise ExitbenchError(f"unit {name!r} differs from eager by more than {tolerance:g}")
+    return state
 
 
 def _first(state: State) -> State:

@@ -11,11 +11,12 @@ sign changed, so that both transforms need three passes over memory instead of f
 
 Where it is taken is a fixed rule, so that results do not depend on the machine's mood. Measured
 layer by layer in ResNet-34 (2026-11-26, one thread of an AMD EPYC Zen 4 whose other core was busy):
-128 channels on 16x16 took 0.83 to 0.90 of the plain convolution's time, at batch 1 as at batch 64;
-256 on 8x8 0.85 to 0.94 at batch 64, but 0.95 to 1.14 at batch 1, where weights 16/9 as large come
-from memory once per image; 64 on 32x32 0.97 to 1.04 at batch 64: transforms grow with the channels,
-products with their square. With 512 channels the larger weights would break the memory bound. Those
-of the rest are at most 35% of the network's, on top of the packed ones.
+at batch 64, 128 channels on 16x16 took 0.83 to 0.90 of the plain convolution's time, 256 on 8x8
+mostly 0.85 to 0.94, 64 on 32x32 0.97 to 1.04, since transforms grow with the channels and products
+with their square. A single image does not repay it: 256 channels took 0.95 to 1.14, as weights 16/9
+as large come from memory for it alone; 128 channels gained 1.5% of ResNet-34 and cost VGG-19 as
+much. With 512 channels the larger weights would break the memory bound. Those of the rest are at
+most 35% of the network's, on top of the packed ones.
 """
 
 from __future__ import annotations
@@ -52,15 +53,12 @@ G = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5))
 ONES = 2 * 4 + 2  # the position whose product is added to all four outputs
 
 
-def least_batch(conv: Convolution) -> int | None:
-    """From how many images on a convolution goes this way; None if it never should."""
+def pays(conv: Convolution) -> bool:
+    """Whether a convolution goes this way for batches of SEVERAL images and more."""
     outputs, inputs, *window = conv.weight.shape
     fits = window == [3, 3] and conv.stride == (1, 1) and conv.padding == (1, 1)
-    if not fits or conv.side % 2 or conv.side < 8:
-        return None
-    if not (64 <= inputs <= 256 and 128 <= outputs <= 256):
-        return None
-    return 1 if inputs == outputs == 128 else SEVERAL
+    even = conv.side % 2 == 0 and conv.side >= 8
+    return fits and even and 64 <= inputs <= 256 and 128 <= outputs <= 256
 
 
 class Allowance:
