@@ -114,8 +114,12 @@ def test_wide_layers_give_the_same_in_any_batch(lab: Lab, case: Case, model: str
     with torch.inference_mode():
         exact = torch.stack(list(network(images)), 1)
     prepared = lab.make(case, network)
-    wanted = torch.stack(everything(prepared, images.to(case.device))[1], 1)
+    states, logits = everything(prepared, images.to(case.device))
+    wanted = torch.stack(logits, 1)
     close(wanted, exact, case.bounds.error)
+    everything(prepared, pictures(19, seed=10)[0].to(case.device))
+    for number in range(1, prepared.num_exits + 1):
+        close(onward(prepared, number, states[number - 1]), wanted[:, number - 1 :], 0)
     for size in (1, 8):
         for start in range(0, len(images), 9):
             part = images[start : start + size].to(case.device)
