@@ -9,14 +9,16 @@ convolution they are one call, on tiles laid out (tile, position, channel), and 
 the layer's. In each direction positions come in the order 0, 3, 1, 2, the last row of G with its
 sign changed, so that both transforms need three passes over memory instead of four.
 
-Where it is taken is a fixed rule, so that results do not depend on the machine's mood. Measured
-layer by layer in ResNet-34 (2026-11-26, one thread of an AMD EPYC Zen 4 whose other core was busy):
-at batch 64, 128 channels on 16x16 took 0.83 to 0.90 of the plain convolution's time, 256 on 8x8
-mostly 0.85 to 0.94, 64 on 32x32 0.97 to 1.04, since transforms grow with the channels and products
-with their square. A single image does not repay it: 256 channels took 0.95 to 1.14, as weights 16/9
-as large come from memory for it alone; 128 channels gained 1.5% of ResNet-34 and cost VGG-19 as
-much. With 512 channels the larger weights would break the memory bound. Those of the rest are at
-most 35% of the network's, on top of the packed ones.
+Where it is taken is a fixed rule, so that results do not depend on the machine's mood. Its measure
+is coarse: ResNet-34 at batch 64, medians of three passes (2026-11-26, one thread of an AMD EPYC
+Zen 4 whose other core was busy), time relative to the plain convolution. 128 channels on 16x16:
+0.83 to 0.97, 7 of 7 faster. 256 on 8x8: 0.85 to 1.11, 8 of 11 faster. 64 on 32x32: 0.97 to 1.21, 1
+of 6. But the layers with 512 channels, the same code on both sides, came out at 0.78 to 1.11:
+single layers are not told apart, only the trend is. From 64 to 128 channels it was only timed
+alone (0.75 to 1.0). For a single image 256 channels took 0.87 to 1.14, and whole networks differed
+by less than the runs did, so it goes the plain way. With 512 channels the larger weights would
+break the memory bound; those of the rest are at most 35% of the network's, on top of the packed
+ones.
 """
 
 from __future__ import annotations
