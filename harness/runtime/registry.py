@@ -15,6 +15,7 @@ from ..quantization import DEFAULT_RANGES
 from . import cudagraph, eager, onednn_float, onednn_int8, openvino_graph
 from .base import PlannedNetwork, Prepared
 from .cudagraph_network import GraphNetwork
+from .pages import LEAST_WEIGHTS, use_large_pages
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
 
@@ -129,9 +130,18 @@ def prepare(
                 reason = f"fails here ({(str(error).splitlines() or [repr(error)])[0]})"
             else:
                 passed_over = f" (not {'; not '.join(reasons)})" if reasons else ""
-                return replace(prepared, words=prepared.words + passed_over)
+                paged = _in_large_pages(network, where)
+                return replace(prepared, words=prepared.words + paged + passed_over)
         reasons.append(f"{name}: {reason}")
     raise ExitbenchError(f"cannot prepare {precision} on {where}. {' '.join(reasons)}")
+
+
+def _in_large_pages(network: ExitNetwork, device: torch.device) -> str:
+    """Put weights into large pages where that can pay; what there is to say of it."""
+    size = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    if device.type != "cpu" or size < LEAST_WEIGHTS or not use_large_pages():
+        return ""
+    return ", memory in large pages"
 
 
 def named(runtime: str, precision: str) -> str:
