@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...models.blocks import State, main_path
 from ...models.network import ExitNetwork
 from ..answers import Answers, LogitAnswers, Question
 from ..quantization import Dequantised
-from .heads import FoldedHead
+from .heads import FoldedClassifier, FoldedHead
 from .plan import Plan
 
 P = ParamSpec("P")
@@ -122,7 +121,7 @@ class PlannedNetwork:
     device: torch.device
     plan: Plan
     heads: tuple[FoldedHead, ...]
-    classifier: nn.Module
+    classifier: FoldedClassifier
 
     @property
     def num_exits(self) -> int:
@@ -193,8 +192,8 @@ class PlannedNetwork:
 
 def exit_modules(
     network: ExitNetwork, device: torch.device, plan: Plan | None = None
-) -> tuple[tuple[FoldedHead, ...], nn.Module]:
-    """Folded copies of the heads and a copy of the classifier: fp32, eval mode, on ``device``.
+) -> tuple[tuple[FoldedHead, ...], FoldedClassifier]:
+    """Folded copies of the heads and the classifier: fp32, on ``device``.
 
     Args:
         plan: whose states the heads are to read as they are; without one they read real numbers.
@@ -204,9 +203,7 @@ def exit_modules(
         features = None if plan is None else plan.features[number - 1]
         grid = features.grid if isinstance(features, Dequantised) else None
         heads.append(FoldedHead(network.head(number), point.side, device, grid))
-    classifier = copy.deepcopy(network.classifier)
-    classifier.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
-    return tuple(heads), classifier
+    return tuple(heads), FoldedClassifier(network.classifier, device)
 
 
 def _moves(indices: Tensor) -> list[tuple[int, int]] | None:

@@ -1,4 +1,4 @@
-"""Exit heads folded for inference: the same logits from fewer passes over the map.
+"""Exit heads and the classifier folded for inference: the same logits in fewer passes.
 
 (tanh(a y + c) + 1) / 2 = sigmoid(2 a y + 2 c), so 2 a and 2 c move into the 1x1 convolution, which
 on a channels-last map is a matrix product. Dividing by the sum over the codewords and averaging
@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...models.blocks import Classifier
 from ...models.heads import CODEWORDS, ExitHead
 from ..quantization import Affine
 
@@ -126,6 +127,29 @@ class FoldedHead:
         share = total.reciprocal_() if self.windows == 1 else self._inside / total
         similarity = similarity.view(count, self.places, CODEWORDS)
         return torch.bmm(share, similarity).view(count, -1)
+
+
+class FoldedClassifier:
+    """Logits (N, classes) from features (N, C, H, W); equal to the plain one but for rounding.
+
+    The average over the map is a sum along rows of a channels-last map, which is how maps lie; the
+    plain operator goes through them place by place.
+
+    Args:
+        classifier: the plain classifier; its weights are copied.
+        device: where it will run.
+    """
+
+    def __init__(self, classifier: Classifier, device: torch.device | str = "cpu") -> None:
+        linear = classifier.linear
+        self.weight, self.bias = _kept(linear.weight.t(), device), _kept(linear.bias, device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Float32 logits (N, classes) from float32 features (N, C, H, W)."""
+        count, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(count, height * width, channels)
+        features = rows[:, 0] if height * width == 1 else rows.mean(1)
+        return torch.addmm(self.bias, features, self.weight)
 
 
 @functools.cache

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from exitbench.harness.quantization import Affine, dequantise
-from exitbench.harness.runtime.heads import CHUNK_ROWS, FoldedHead
+from exitbench.harness.runtime.heads import CHUNK_ROWS, FoldedClassifier, FoldedHead
 from exitbench.harness.runtime.registry import RUNTIMES, availability, prepare
-from exitbench.models.blocks import main_path
+from exitbench.models.blocks import Classifier, main_path
 from exitbench.models.heads import make_head
 from torch import Tensor
 
@@ -50,6 +50,20 @@ def test_a_grid_of_uint8_is_folded_too(channels, side, window, count, grid):
     with torch.no_grad():
         plain = head(dequantise(whole, grid))
         torch.testing.assert_close(FoldedHead(head, side, grid=grid)(whole), plain, **NEAR)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_folded_classifier_equals_the_plain_one(side, channels_last, count):
+    torch.manual_seed(1)
+    classifier, features = Classifier(24, 10).eval(), torch.randn(count, 24, side, side)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            FoldedClassifier(classifier)(features), classifier(features), **NEAR
+        )
 
 
 @pytest.mark.parametrize("count", [1, 3])
