@@ -291,15 +291,70 @@ def test_nothing_is_gathered_when_all_leave_together(network: Any) -> None:
     assert watched.selected == []
 
 
-def test_a_state_of_the_callers_is_left_as_it_was(network: Any) -> None:
+@pytest.mark.parametrize("stay", [[0, 1, 2, 4, 5], [0, 1, 2, 3, 5]])
+def test_a_state_of_the_callers_is_left_as_it_was(network: Any, stay: list[int]) -> None:
     """The profiler puts states back again and again."""
     state = network.run_stretch(1, 2, torch.randn(6, 3, 32, 32))
     kept = [t.clone() for t in (state if isinstance(state, tuple) else (state,))]
     source = LiveSource(network, 5, state, np.arange(6))
-    source.keep(np.array([0, 1, 2, 4, 5]))
-    source.close_up()
-    now = state if isinstance(state, tuple) else (state,)
-    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    for _ in range(2):
+        source.keep(np.array(stay))
+        source.close_up()
+        now = state if isinstance(state, tuple) else (state,)
+        assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+        source.place(state, np.arange(6))
+
+
+def test_a_state_that_is_taken_out_has_the_rows_in_the_order_of_the_samples(network: Any) -> None:
+    """Also where all rows are asked for, but lie in another order since the batch closed up."""
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    source = LiveSource(network, 5, images, np.arange(6))
+    source.advance(1, 2)
+    source.evidence(2, np.arange(6))
+    source.keep(np.array([1, 2, 3, 4, 5]))  # row 5 goes to where row 0 was
+    source.advance(3, 3)
+    source.evidence(3, np.arange(5))
+    for last in (3, 4):
+        wanted = network.run_stretch(1, last, images[1:])
+        found = source.state_of(np.arange(5))
+        for a, b in zip(_tensors(found), _tensors(wanted), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        source.advance(4, 4)  # only noted until something is asked
+
+
+class Asked:
+    """Gathers nothing and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.drops_of: list[tuple[int, ...]] = []
+        self.separates_of: list[tuple[int, ...]] = []
+
+    def drops(self, *given: int) -> bool:
+        self.drops_of.append(given)
+        return False
+
+    def separates(self, *given: int) -> bool:
+        self.separates_of.append(given)
+        return False
+
+
+def test_what_is_asked_about_gathering_is_who_is_there_and_who_is_due(network: Any) -> None:
+    asked: Any = Asked()
+    source = LiveSource(network, 5, torch.randn(4, 3, 32, 32), np.arange(4), compaction=asked)
+    source.advance(1, 1)
+    source.evidence(1, np.arange(4))
+    source.keep(np.array([1, 2, 3]))
+    source.advance(2, 3)
+    source.evidence(3, np.array([0, 2]))
+    source.keep(np.array([0, 1]))
+    source.advance(4, 6)
+    assert len(source.classify()) == 2
+    assert asked.drops_of == [(2, 3, 4, 3, 2), (4, 6, 4, 2, 0)]
+    assert asked.separates_of == [(3, 4, 2)]
+
+
+def _tensors(state: Any) -> tuple[torch.Tensor, ...]:
+    return state if isinstance(state, tuple) else (state,)
 
 
 def test_a_sample_alone_is_decided_as_in_company(network: Any) -> None:

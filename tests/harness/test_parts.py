@@ -38,7 +38,7 @@ class Watched:
         return state, LogitAnswers(self.run_head(last, state), question)
 
     def select(self, state: Any, indices: Any, *, owned: bool = False) -> Any:
-        self.asked.append(("select", len(indices)))
+        self.asked.append(("select", len(indices), owned))
         return self.inner.select(state, indices, owned=owned)
 
 
@@ -91,7 +91,7 @@ def test_a_gather_copies_the_whole_batch_as_it_is_at_the_exit(watched: Watched) 
     watched.asked.clear()
     for _ in range(2):
         units["gather", 3]()
-    assert watched.asked == [("select", 5)] * 2
+    assert watched.asked == [("select", 5, False)] * 2  # were it owned, nothing would be moved
 
 
 def test_the_classifier_and_the_whole_network_end_with_answers_on_the_host(
