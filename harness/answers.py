@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -35,8 +35,14 @@ class Question:
     def matrix(self) -> NDArray[np.float64]:
         """The stack as one matrix (classes, R * classes) on the host: logits @ matrix."""
         assert self.stack is not None, "the policy asks for rounds, but no kernel was given"
-        columns = self.stack.cpu().numpy().reshape(-1, self.stack.shape[2])
-        return columns.astype(np.float64).T
+        return _matrix_of(self.stack)
+
+
+@lru_cache(maxsize=4)
+def _matrix_of(stack: Tensor) -> NDArray[np.float64]:
+    """Kept from batch to batch: every batch asks a question of its own, at batch 1 every image."""
+    columns = stack.cpu().numpy().reshape(-1, stack.shape[2])
+    return columns.astype(np.float64).T
 
 
 class Answers(Protocol):

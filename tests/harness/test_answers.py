@@ -143,6 +143,15 @@ def test_logits_are_brought_to_the_host_once_and_only_when_something_is_asked() 
     assert logits.transfers == 1
 
 
+def test_a_stack_is_brought_to_the_host_once_for_all_batches() -> None:
+    """As the profiler times a forecast, of which a run in batches of one makes one per image."""
+    stack = convolution_stack(3, horizon=2)
+    first, second = Question("softmax", stack), Question("margin", stack)
+    assert first.matrix is second.matrix
+    other = convolution_stack(3, (1.0, 2.0, 1.0), horizon=2)
+    assert not np.array_equal(Question("softmax", other).matrix, first.matrix)
+
+
 @given(logits=batches(), exit=st.integers(1, 5), beta=st.floats(0.01, 1.0))
 @settings(max_examples=100, deadline=None)
 def test_policies_decide_alike_for_a_sample_alone_and_in_a_batch(
