@@ -78,6 +78,9 @@ class FoldedHead:
         """Float32 logits (N, classes) from features (N, C, side, side)."""
         if len(x) == 1:
             return self._alone(x)
+        if len(x) == 0:  # which addmv does not know
+            bias = self.first_bias if self.last is None else self.last[1]
+            return bias.new_empty(0, len(bias))
         if len(x) <= self._step:
             histogram = self._histogram(x)
         else:

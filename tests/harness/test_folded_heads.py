@@ -28,7 +28,7 @@ def a_head(channels: int, side: int, window: int) -> torch.nn.Module:
 @pytest.mark.parametrize(("channels", "side", "window"), SHAPES)
 @pytest.mark.parametrize("channels_last", [True, False])
 # Alone, together, and more than go through at a time (4096 places are 4 maps of side 32).
-@pytest.mark.parametrize("count", [1, 2, 5, 70])
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 70])
 def test_a_folded_head_equals_the_plain_one(channels, side, window, channels_last, count):
     head = a_head(channels, side, window)
     features = 3 * torch.randn(count, channels, side, side)
