@@ -18,6 +18,11 @@ FEW = 32
 """Logits of one sample up to which plain Python takes less time than the calls of numpy."""
 
 
+SMALL = 100_000
+"""Multiplications of a matrix product up to which numpy's library keeps to one thread. Beyond it
+would take all CPUs, whatever --threads says; torch's keeps to that."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked of every head in a run.
@@ -89,9 +94,17 @@ class LogitAnswers:
     def rounds(self, rows: IntArray) -> FloatArray:
         matrix, name = self._question.matrix, self._question.criterion
         logits = self._logits if len(self._logits) == 1 == len(rows) else self._logits[rows]
-        rounds = logits.astype(np.float64) @ matrix
+        rounds = _product(logits.astype(np.float64), matrix)
         rounds = rounds.reshape(len(rows), -1, logits.shape[1])
         return as_stored(name, CRITERIA[name].of_array(rounds))
 
     def of(self, rows: IntArray) -> LogitAnswers:
         return LogitAnswers(torch.from_numpy(self._logits[rows]), self._question)
+
+
+def _product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """left @ right, on no more threads than torch has been given."""
+    if left.size * right.shape[1] <= SMALL:
+        return left @ right
+    product: NDArray[np.float64] = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
+    return product

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from exitbench.harness import answers
 from exitbench.harness.answers import FEW, LogitAnswers, Question
 from exitbench.harness.criteria import CRITERIA, encode_rounds
 from exitbench.harness.evidence import decode_rounds
@@ -173,3 +174,19 @@ def test_policies_decide_alike_for_a_sample_alone_and_in_a_batch(
         assert all(one.shape == (1,) for one in alone)
         assert np.concatenate(alone).tolist() == together.tolist()
         assert ((together >= exit) & (together <= 6)).all()
+
+
+@pytest.mark.parametrize("count", [1, 40, 400])
+def test_a_large_product_is_torch_s_which_keeps_to_its_threads(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = np.random.default_rng(0).normal(size=(2, 100, 100))
+    left = np.resize(left, (count, 100))
+    asked: list[int] = []
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: (asked.append(len(a)), product(a, b))[1]
+    )
+    found = answers._product(left, right)
+    np.testing.assert_allclose(found, left @ right, rtol=1e-12, atol=1e-12)
+    assert asked == ([count] if count * 10_000 > answers.SMALL else [])
