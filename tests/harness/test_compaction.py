@@ -82,6 +82,8 @@ def test_two_batch_sizes_tell_a_call_from_its_rows() -> None:
     assert fit([10], [[0.7]]) == Calls((0.0,), (0.7,))
     # More per sample in the larger batch: all of it is the rows'.
     assert fit([10, 1], [[3.0], [2.5]]).fixed == (0.0,)
+    # Ten rows that took less time than one: a row is free, not a gain.
+    assert fit([10, 1], [[0.1], [2.0]]) == Calls((1.0,), (0.0,))
 
 
 def test_costs_that_are_not_known_decide_nothing() -> None:
