@@ -167,6 +167,9 @@ def test_the_statistics_of_a_walk_by_hand(tmp_path):
     outcome = walk(policy, TraceSource(trace, "softmax"), statistics)
     assert outcome.exit_at.tolist() == [1, 2, 3]
     assert outcome.label.tolist() == [0, 0, 1]
+    # Who leaves pays for the head, but for no forecast.
+    assert outcome.checks.tolist() == [3, 2]
+    assert outcome.forecasts.tolist() == [2, 1]
     first, second = statistics.rows()
     assert (first["checked"], first["left"], first["correct"]) == (3, 1, 1)
     assert (second["checked"], second["left"], second["correct"]) == (2, 1, 0)
