@@ -31,7 +31,7 @@ from .passes import PassLog
 from .profiling import active_power_w, choose_energy
 from .rundir import RunDirectory
 from .scenes import Scene
-from .serving import beside_traces
+from .serving import beside_traces, check_costs
 from .settings import Setting
 from .subject import Subject, load_subject, thinned
 from .sweep import SETTING_COLUMNS
@@ -78,6 +78,8 @@ def run_run(config: RunConfig, say: Say, *, clocks: ClockFiles = THIS_MACHINE) -
             prices_for(table, load_traces(directory, name), batch_size)
             for name in dict.fromkeys(setting.precision for setting in chosen)
         ]
+        for found in prices:
+            check_costs(directory, table, found)
         check_governed(directory, subject, config, prices, clocks)
         check_rebatched(config, prices)
     precisions = list(dict.fromkeys(setting.precision for setting in chosen))

@@ -43,8 +43,8 @@ _MEASURED = (
 )  # fmt: skip
 _SAME = (
     "policy", "criterion", "beta", "start_layer", "predictor", "precision", "batch_size",
-    "samples", "scene", "period_ms", "governor", "operating_point", "deadline_ms", "clocks",
-    "rebatch_wait",
+    "samples", "runtime", "scene", "period_ms", "governor", "operating_point", "deadline_ms",
+    "clocks", "rebatch_wait",
 )  # fmt: skip
 
 
@@ -185,8 +185,8 @@ class RunDirectory:
         """Add one line to measurements.jsonl and flush it to the disk.
 
         A last line that a kill has cut short is dropped, so that the new one stands alone; so are
-        older lines of the same setting, batch size, scene, governor and samples, which stand beside
-        an older replay.
+        older lines of the same setting, batch size, runtime, scene, governor and samples, which
+        stand beside an older replay.
         """
         line = json.dumps(row, allow_nan=False)
         self._end_last_line()
@@ -310,7 +310,7 @@ def _checkpoint_faults(checkpoint: dict[str, Any]) -> list[str]:
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two measured runs are of one setting, batch size, scene, governor and samples."""
+    """Whether two measured runs are of one setting, batch size, runtime, scene and samples."""
     found = [name for name in _SAME if name in one or name in other]
 
     def of(row: dict[str, Any], name: str) -> Any:

@@ -113,6 +113,6 @@ MEASURED_NUMBERS = (
 RUN_KEY = (
     *SETTING,
     *PLACE,
-    *("scene", "period_ms", "governor", "deadline_ms", "clocks", "rebatch_wait"),
+    *("runtime", "scene", "period_ms", "governor", "deadline_ms", "clocks", "rebatch_wait"),
 )
 """What tells one really run setting from another: the last run of each counts."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .view import FAMILY, PREDICTIVE, Metric, Setting, View, pool, realisable, records
+from .view import FAMILY, PREDICTIVE, Metric, Setting, View, cost_rows, pool, realisable, records
 from .words import exit_words, listing
 
 LINES = ("every-exit", "every-exit-best", *PREDICTIVE, "perfect-predictor", "fixed")
@@ -124,13 +124,14 @@ def others(view: View, precision: str, drawn: list[Line]) -> pd.DataFrame:
 def measured(view: View, precision: str | None = None) -> list[Setting]:
     """The plain measured runs at the reported batch size, operating point and device, in order.
 
-    A run or a cost table that does not name one of these is taken to be of the other's. Plain: one
+    And by the runtime that was priced. A run or a cost table that does not name one of these is
+    taken to be of the other's. Plain: one
     batch after another, each by itself, and no governor, which is what the sweep prices.
     """
     return [
         row
-        for row in view.run.measurements
-        if precision in (None, row["precision"]) and plain(row) and _at_place(view, row)
+        for row in _here(view)
+        if precision in (None, row["precision"]) and plain(row)
     ]
 
 
@@ -142,24 +143,31 @@ def plain(row: Setting) -> bool:
 
 def rebatched(view: View) -> list[Setting]:
     """The measured runs in which what is left of several batches runs on together."""
-    return [
-        row
-        for row in view.run.measurements
-        if row.get("rebatch_wait") is not None and _at_place(view, row)
-    ]
+    return [row for row in _here(view) if row.get("rebatch_wait") is not None]
 
 
 def staged(view: View) -> list[Setting]:
     """The measured runs in another scene, rebatched or with a governor, at the reported batch size
     and device.
 
-
     Their clocks are their own, so they belong to no operating point of the page.
     """
+    return [row for row in _here(view, skip=("operating_point",)) if not plain(row)]
+
+
+def _here(view: View, skip: tuple[str, ...] = ()) -> list[Setting]:
+    """The measured runs at the reported place, by the runtime that was priced there."""
+    rows = [row for row in view.run.measurements if _at_place(view, row, skip)]
+    costs = cost_rows(view)
+    named = None if costs is None else costs[costs["runtime"].notna() & (costs["runtime"] != "")]
+    if named is None or not len(named):
+        return rows
+    priced = named.groupby("precision")["runtime"].agg(set).to_dict()
     return [
         row
-        for row in view.run.measurements
-        if not plain(row) and _at_place(view, row, skip=("operating_point",))
+        for row in rows
+        if row.get("runtime") is None
+        or row["runtime"] in priced.get(row["precision"], (row["runtime"],))
     ]
 
 

@@ -132,10 +132,18 @@ def test_a_run_takes_the_runtime_of_the_traces_and_says_when_another_is_asked_fo
     run_run(config, said)
     run_run(replace(config, device=replace(CPU, runtime="onednn")), said)
     rows = [json.loads(line) for line in (run / "measurements.jsonl").read_text().splitlines()]
-    assert [row["runtime"] for row in rows] == ["onednn"], "the later run takes the other's place"
+    assert [row["runtime"] for row in rows] == ["eager", "onednn"], "each keeps its place"
     note = f"note: {run} was traced in fp32 with runtime eager; what follows is run with onednn"
     assert said.lines.count(note) == 1
     assert noted(run)["runtime"] == "eager", "of the traces"
+
+
+def test_a_run_beside_prices_of_another_runtime_is_refused(inputs: Inputs, run: Path) -> None:
+    run_sweep(SweepConfig(run, beta_count=3, criteria=("softmax",)), silent)
+    trace(inputs, run, replace(CPU, runtime="onednn"))
+    message = refused(run_run, RunConfig(run, ("full",), repeats=1, limit=4, device=CPU), silent)
+    assert "prices fp32, batch size 1, with runtime eager, but the traces are of onednn" in message
+    assert not (run / "measurements.jsonl").exists()
 
 
 def test_other_ranges_are_other_traces(inputs: Inputs, tmp_path: Path) -> None:

@@ -247,6 +247,19 @@ def test_the_same_setting_in_two_scenes_is_two_runs(make_run: MakeRun) -> None:
     assert len(view.run.measurements) == before + 1
 
 
+def test_a_run_with_another_runtime_than_was_priced_is_left_out_and_counted(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    plain = view_of(run)
+    view = with_measurement(run, runtime="openvino", latency_ms=77.0)
+    assert measured(view) == measured(plain)
+    assert any("1 measured run with another runtime" in words for words in limits(view))
+    assert len(measured(with_measurement(run, runtime="eager", beta=0.123))) == len(
+        measured(plain)
+    ) + 1
+
+
 def test_a_rebatched_run_stands_beside_the_plain_one_and_says_what_its_latency_is(
     make_run: MakeRun,
 ) -> None:
