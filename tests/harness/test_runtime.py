@@ -359,3 +359,23 @@ def test_a_unit_that_no_runtime_knows_is_named(trained: dict[str, ExitNetwork]) 
     network.backbone["conv1_2"] = nn.GELU()
     with pytest.raises(ExitbenchError, match=r"unit 'conv1_2'.*not GELU"):
         prepare(network)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "left", "moved"),
+    [(64, 32, 2, True), (64, 32, 20, True), (64, 32, 30, False),  # large rows
+     (512, 4, 8, True), (512, 4, 20, False), (512, 1, 0, True), (512, 1, 2, False)],  # smaller
+)  # fmt: skip
+def test_few_large_rows_of_a_state_that_is_given_away_move_within_it(
+    trained: dict[str, ExitNetwork], channels: int, side: int, left: int, moved: bool
+) -> None:
+    """Many small ones are faster copied all together."""
+    prepared = ready(trained["vgg19"], "fp32")
+    state = torch.arange(64.0)[:, None, None, None].expand(64, channels, side, side)
+    state = state.contiguous(memory_format=torch.channels_last)
+    rows = torch.arange(64 - left)
+    rows[:left] = torch.arange(64 - left, 64)
+    kept = prepared.select(state, rows, owned=True)
+    assert isinstance(kept, Tensor)
+    assert kept[:, 0, 0, 0].tolist() == rows.tolist()
+    assert (kept.data_ptr() == state.data_ptr()) == moved
