@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -65,13 +67,18 @@ def test_labels_and_confidences_are_those_of_torch(logits: torch.Tensor, name: s
     logits=batches(),
     name=st.sampled_from(sorted(CRITERIA)),
     horizon=st.integers(1, 9),
+    kernel=st.sampled_from([(1.0, 1.0, 1.0), (0.25, 1.0, 0.5)]),
     data=st.data(),
 )
 @settings(max_examples=200, deadline=None)
 def test_rounds_are_those_that_a_trace_records(
-    logits: torch.Tensor, name: str, horizon: int, data: st.DataObject
+    logits: torch.Tensor,
+    name: str,
+    horizon: int,
+    kernel: tuple[float, ...],
+    data: st.DataObject,
 ) -> None:
-    stack = convolution_stack(logits.shape[1], horizon=horizon)
+    stack = convolution_stack(logits.shape[1], kernel, horizon)
     rows = np.array(data.draw(st.permutations(range(len(logits)))))[
         : data.draw(st.integers(1, len(logits)))
     ]
@@ -151,6 +158,35 @@ def test_a_stack_is_brought_to_the_host_once_for_all_batches() -> None:
     assert first.matrix is second.matrix
     other = convolution_stack(3, (1.0, 2.0, 1.0), horizon=2)
     assert not np.array_equal(Question("softmax", other).matrix, first.matrix)
+
+
+@pytest.mark.parametrize(
+    ("exit", "jump"),
+    # Rounds 0.35, 0.55, 0.45 against the limits of the exits after, the last one's beyond the end.
+    [(1, 2), (2, 3), (3, 2), (4, 1), (5, 1), (6, 1)],
+)
+def test_a_round_is_held_to_the_limit_of_the_exit_that_it_speaks_of(exit: int, jump: int) -> None:
+    class Given:
+        def rounds(self, rows: np.ndarray) -> np.ndarray:
+            return np.array([[0.35, 0.55, 0.45]] * len(rows), np.float32)
+
+    predictor = ConvolutionPredictor(np.array([0.0, 0.4, 0.5, 0.6, 0.3, 0.2], np.float32))
+    evidence: Any = Given()
+    for count in (1, 3):
+        found = predictor.jump(exit, evidence, np.arange(count))
+        assert found.tolist() == [jump] * count
+
+
+def test_a_confidence_at_the_limit_leaves() -> None:
+    class At:
+        def __init__(self, count: int) -> None:
+            self.samples, self.confidence = np.arange(count), np.full(count, 0.7, np.float32)
+
+    limits = np.full(3, 0.7, np.float32)
+    for policy in (EveryExit(limits), Predictive(limits, 1, ConvolutionPredictor(limits))):
+        for count in (1, 3):
+            evidence: Any = At(count)
+            assert policy.decide(2, evidence).tolist() == [2] * count
 
 
 @given(logits=batches(), exit=st.integers(1, 5), beta=st.floats(0.01, 1.0))

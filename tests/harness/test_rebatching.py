@@ -14,7 +14,7 @@ from exitbench.harness.compaction import ALWAYS, NEVER, Calls, by_cost
 from exitbench.harness.evidence import Evidence, IntArray
 from exitbench.harness.policies import EveryExit, Full, Predictive
 from exitbench.harness.predictors import ConvolutionPredictor, convolution_stack
-from exitbench.harness.rebatching import Rebatching, Waiting
+from exitbench.harness.rebatching import Group, Pools, Rebatching, Waiting
 from exitbench.harness.runtime.registry import prepare
 from exitbench.harness.scheduler import LayerStatistics, Outcome, merge, walk
 from exitbench.harness.sources import LiveSource
@@ -296,6 +296,14 @@ def test_the_oldest_samples_of_a_pool_go_first_and_the_others_wait_on():
     assert outcome.exit_at.tolist() == [1, 2] * 8
 
 
+def test_one_sample_that_may_wait_no_longer_takes_its_group_along():
+    pools = Pools(Noting(), 4)
+    for at, numbers in ((3, [6, 7]), (2, [1, 9])):
+        pools.add(Group(at, np.full(2, at), np.array(numbers), torch.zeros(2, 2)))
+    assert [pools.late(until) for until in (1, 2, 6, 7)] == [None, 2, 2, 2]
+    assert (len(pools), pools.count(2), pools.count(5), pools.full()) == (4, 2, 0, None)
+
+
 def test_no_batch_is_fed_while_too_many_wait():
     policy, prepared = leave_at(*[1, 1, 1, 4] * 8), Noting()
     _, waiting = rebatched(policy, 32, 4, 10**6, prepared, held=1)
@@ -319,6 +327,14 @@ def test_by_cost_samples_are_put_together_where_that_pays_within_two_segments():
     # One batch size does not tell a call from its rows; then it is done as without costs.
     unknown = Calls((0.0,) * 6, (1.0,) * 6)
     assert by_cost(unknown, Calls((0.0,) * 5, (0.1,) * 5), gathers).joins(1, 32, 64)
+
+
+def test_the_mean_of_rows_is_over_segments_however_long_a_stretch_is():
+    # All of four come to the classifier in one go; then the fifth alone.
+    _, waiting = rebatched(Full(EXITS), 5, 4, 2)
+    assert waiting == Waiting(mean=0.0, longest=0, rows=2.5, held=0)
+    _, waiting = rebatched(leave_at(1, 1, 3, 3), 4, 4, 0)
+    assert waiting.rows == (4 + 2 + 2) / 3
 
 
 def test_an_empty_stream_gives_nothing():
