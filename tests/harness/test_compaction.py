@@ -135,6 +135,10 @@ def test_gathers_are_no_part_of_a_price() -> None:
     )
     assert with_gathers.full() == pytest.approx(without.full(), nan_ok=True)
     assert with_gathers.exits == without.exits == EXITS
+    rows = table_rows(64, segment=1.0, head=1.0, gather=7.0)
+    for row in rows:
+        row["latency_source"] = "modelled" if row["kind"] == "gather" else None
+    assert CostTable.from_rows(rows).select().latency_source == "measured"
 
 
 # --- live -------------------------------------------------------------------------------------
