@@ -44,10 +44,12 @@ def affine(low: float, high: float) -> Affine:
     return Affine(scale, min(LEVELS, max(0, round(-low / scale))))
 
 
-def quantise(x: Tensor, grid: Affine) -> Tensor:
+def quantise(
+    x: Tensor, grid: Affine, memory_format: torch.memory_format = torch.preserve_format
+) -> Tensor:
     """Real values as uint8, rounded to nearest (ties to even), values outside clamped."""
     scaled = x.float().mul(1.0 / grid.scale).round_().add_(grid.zero_point)
-    return scaled.clamp_(0, LEVELS).to(torch.uint8)
+    return scaled.clamp_(0, LEVELS).to(torch.uint8, memory_format=memory_format)
 
 
 def dequantise(q: Tensor, grid: Affine) -> Tensor:

@@ -15,6 +15,7 @@ from exitbench.harness.runtime import (
     onednn_int8,
     prepare,
 )
+from exitbench.harness.runtime.onednn_int8 import Int8Kit, find_operators
 from exitbench.models.blocks import State, main_path
 from exitbench.models.network import ExitNetwork
 from exitbench.models.registry import ModelArguments, build
@@ -379,3 +380,16 @@ def test_few_large_rows_of_a_state_that_is_given_away_move_within_it(
     assert isinstance(kept, Tensor)
     assert kept[:, 0, 0, 0].tolist() == rows.tolist()
     assert (kept.data_ptr() == state.data_ptr()) == moved
+
+
+@pytest.mark.parametrize("side", [2, 4, 8, 10, 12, 14, 16])
+@pytest.mark.parametrize("count", [1, 3])
+def test_int8_pools_maps_of_any_size(side: int, count: int) -> None:
+    """torch's own pooling refuses some of them."""
+    pool = Int8Kit({}, find_operators()).max_pool(2)
+    generator = torch.Generator().manual_seed(side)
+    x = torch.randint(0, 256, (count, 5, side, side), dtype=torch.uint8, generator=generator)
+    y = pool(x.contiguous(memory_format=torch.channels_last))
+    assert y.dtype == torch.uint8
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y.float(), functional.max_pool2d(x.float(), 2))
