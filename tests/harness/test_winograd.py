@@ -223,3 +223,32 @@ def test_one_layer_that_is_wrong_makes_eager_serve(monkeypatch: pytest.MonkeyPat
     prepared = prepare(half_width("vgg19"))
     assert prepared.name == "eager"
     assert "unit 'conv3_1' differs from eager" in prepared.words
+
+
+@needs_onednn
+def test_memory_that_was_too_small_is_not_kept_beside_the_larger() -> None:
+    """In a thread of its own, whose memory starts empty."""
+    seen: list[tuple[set[int], set[int]]] = []
+
+    def work() -> None:
+        scratch = winograd._scratch
+        for inputs, side, rows in ((16, 4, 1), (16, 4, 2), (8, 4, 1), (16, 8, 2)):
+            with torch.inference_mode():
+                operator(convolution(32, inputs, side), images=rows)(maps(rows, inputs, side, side))
+            found = scratch.views.values()
+            seen.append(
+                (
+                    {_memory(views.tiles) for views in found} ^ {_memory(scratch.shared)},
+                    {_memory(views.inside) for views in found}
+                    - {_memory(padded) for padded in scratch.padded.values()},
+                )
+            )
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(set(), set())] * 4
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
