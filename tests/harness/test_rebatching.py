@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exitbench.harness import rebatching
 from exitbench.harness.answers import Question
 from exitbench.harness.compaction import ALWAYS, NEVER, Calls, by_cost
 from exitbench.harness.evidence import Evidence, IntArray
@@ -294,6 +295,13 @@ def test_the_oldest_samples_of_a_pool_go_first_and_the_others_wait_on():
     # Samples 1, 3 of the first batch, 5, 7, 9 of the second, 11, 13, 15 of the third.
     assert second == [[1, 3, 5, 7, 9, 11], [13, 15]]
     assert outcome.exit_at.tolist() == [1, 2] * 8
+
+
+def test_who_is_not_told_how_many_may_wait_lets_some_batches_wait(monkeypatch):
+    for held, most in ((0, 0), (1, 3)):
+        monkeypatch.setattr(rebatching, "HELD_BATCHES", held)
+        _, waiting = rebatched(leave_at(*[1, 1, 1, 4] * 8), 32, 4, 10**6)
+        assert waiting.held == most
 
 
 def test_one_sample_that_may_wait_no_longer_takes_its_group_along():

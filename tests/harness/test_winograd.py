@@ -212,6 +212,21 @@ def test_where_it_is_wrong_the_plain_convolution_serves(
 
 
 @needs_onednn
+def test_a_convolution_that_is_wrong_for_one_image_makes_eager_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The way of batches is right, and only they would be looked at."""
+    real = onednn_float.find_operators()
+    broken = dataclasses.replace(
+        real, conv=lambda x, *rest: real.conv(x, *rest) * (1.01 if len(x) == 1 else 1.0)
+    )
+    monkeypatch.setattr(onednn_float, "find_operators", lambda: broken)
+    prepared = prepare(half_width("vgg19"))
+    assert prepared.name == "eager"
+    assert "unit 'conv1_1' differs from eager" in prepared.words
+
+
+@needs_onednn
 def test_one_layer_that_is_wrong_makes_eager_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Winograd.__call__
 
