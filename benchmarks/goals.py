@@ -59,13 +59,49 @@ def main(arguments: list[str] | None = None) -> int:
         _work(options)
         return 0
     try:
-        for path in filter(None, (options.json, options.markdown)):
-            check_writable(path)
+        _check(options)
         source = options.source
-        return _show(options, _measured(options) if source is None else read_json(source))
+        return _show(options, _measured(options) if source is None else _earlier(source))
     except ExitbenchError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse, before minutes of measuring, what could not be read or written after them.
+
+    Raises:
+        ExitbenchError: says which option.
+    """
+    figures = options.figures and options.figures / "goals.svg"
+    for path in filter(None, (options.json, options.markdown, figures)):
+        check_writable(path)
+    if options.markdown is not None:
+        _around(options.markdown)
+    if options.data is not None and options.checkpoint is None:
+        raise ExitbenchError(
+            f"--data {options.data} names the data of a --checkpoint, and none is given; leave it "
+            "out, or name one"
+        )
+    if options.checkpoint is not None and not options.checkpoint.is_file():
+        raise ExitbenchError(
+            f"--checkpoint {options.checkpoint} does not exist; correct the path, or leave it out "
+            "to train the network of the demo"
+        )
+
+
+def _earlier(source: Path) -> dict[str, Any]:
+    """What an earlier ``--json`` wrote.
+
+    Raises:
+        ExitbenchError: the file holds something else.
+    """
+    found = read_json(source)
+    if not isinstance(found, dict) or not {"conditions", "rows", "data"} <= found.keys():
+        raise ExitbenchError(
+            f"{source} was not written by goals.py --json: conditions, rows and data are needed"
+        )
+    return found
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -235,18 +271,26 @@ def _said(conditions: dict[str, Any]) -> Iterator[str]:
 def _write_page(path: Path, lines: list[str]) -> None:
     """The lines as a file; between the marks where the file has them."""
     text = "\n".join([MARKS[0], "", *lines, "", MARKS[1]])
-    if path.is_file():
-        page = path.read_text(encoding="utf-8")
-        before, first, rest = page.partition(MARKS[0])
-        _, last, after = rest.partition(MARKS[1])
-        if not first or not last:
-            raise ExitbenchError(
-                f"{path} exists without the marks {MARKS[0]} and {MARKS[1]}; put them where the "
-                "table belongs, or choose another file"
-            )
-        write_text(path, before + text + after)
-    else:
-        write_text(path, text + "\n")
+    before, after = _around(path)
+    write_text(path, before + text + after)
+
+
+def _around(path: Path) -> tuple[str, str]:
+    """What a page has before and after its table.
+
+    Raises:
+        ExitbenchError: there is such a file, but without the marks.
+    """
+    if not path.is_file():
+        return "", "\n"
+    before, first, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, last, after = rest.partition(MARKS[1])
+    if not first or not last:
+        raise ExitbenchError(
+            f"{path} exists without the marks {MARKS[0]} and {MARKS[1]}; put them where the "
+            "table belongs, or choose another file"
+        )
+    return before, after
 
 
 if __name__ == "__main__":

@@ -153,10 +153,32 @@ def test_one_command_gives_table_json_and_page_and_names_what_is_not_there(
 def test_a_broken_job_is_a_failed_row_and_not_a_silent_one(
     benchmarks: Path, tmp_path: Path
 ) -> None:
-    found = run(benchmarks, "--quick", "--only", "accuracy", "--checkpoint", str(tmp_path / "no"))
+    broken = tmp_path / "broken.safetensors"
+    broken.write_text("no network")
+    found = run(benchmarks, "--quick", "--only", "accuracy", "--checkpoint", str(broken))
     assert found.returncode == 1
     assert "failed" in found.stdout
-    assert "no" in found.stdout
+    assert "broken.safetensors" in "".join(found.stdout.split())
+
+
+def test_what_cannot_be_read_or_written_is_said_before_anything_is_measured(
+    benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    goals = module("goals")
+    monkeypatch.setattr(goals, "_measured", lambda options: pytest.fail("it measured"))
+    (tmp_path / "file").write_text("mine\n")
+    (tmp_path / "other.json").write_text("{}")
+    for arguments, words in (
+        (["--checkpoint", "no.safetensors"], "no.safetensors does not exist"),
+        (["--data", "digits"], "--checkpoint, and none is given"),
+        (["--figures", str(tmp_path / "file" / "figures")], "cannot write"),
+        (["--markdown", str(tmp_path / "file")], "without the marks"),
+        (["--from", str(tmp_path / "other.json")], "not written by goals.py"),
+    ):
+        assert goals.main(arguments) == 2
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine\n"
 
 
 def test_a_page_without_marks_is_left_alone(benchmarks: Path, tmp_path: Path) -> None:
