@@ -358,8 +358,8 @@ def _runs_left_out(view: View) -> list[str]:
     found = []
     if others := len(view.run.measurements) - len(shown) - len(staged(view)):
         found.append(
-            f"{others} measured run{'s' if others > 1 else ''} with another runtime, or at another "
-            "batch size, operating point or device left out."
+            f"{others} measured run{'s' if others > 1 else ''} at another batch size, operating "
+            "point or device, or with another runtime, left out."
         )
     whole = int(view.test["samples"].max())
     if parts := sorted({int(row["samples"]) for row in shown if row.get("samples")} - {whole}):
