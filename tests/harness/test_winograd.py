@@ -247,9 +247,10 @@ def test_memory_that_was_too_small_is_not_kept_beside_the_larger() -> None:
 
     def work() -> None:
         scratch = winograd._scratch
-        for inputs, side, rows in ((16, 4, 1), (16, 4, 2), (8, 4, 1), (16, 8, 2)):
+        # More outputs, a larger map, and then one and more images of the smaller one.
+        for outputs, side, rows in ((32, 4, 1), (64, 4, 1), (32, 8, 2), (32, 4, 1), (32, 4, 2)):
             with torch.inference_mode():
-                operator(convolution(32, inputs, side), images=rows)(maps(rows, inputs, side, side))
+                operator(convolution(outputs, 16, side), images=rows)(maps(rows, 16, side, side))
             found = scratch.views.values()
             seen.append(
                 (
@@ -262,7 +263,7 @@ def test_memory_that_was_too_small_is_not_kept_beside_the_larger() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(set(), set())] * 4
+    assert seen == [(set(), set())] * 5
 
 
 def _memory(tensor: Tensor) -> int:
