@@ -29,6 +29,7 @@ from .operating import DEFAULT, NothingToGovern, levels_of_run, levels_told, ope
 from .options import to_plain
 from .roofline import device_class_of, price_elsewhere
 from .rundir import RunDirectory, time_now
+from .serving import check_costs
 from .sweep import Traces, check_criteria
 from .sweeping import load_traces, prices_for, traced_precisions, write_table
 
@@ -142,6 +143,8 @@ def _prepare(
     for name in (each for each in precisions if each in have):
         traces = load_traces(directory, name)
         prices = prices_for(device.table, traces, 1)
+        if device.own:
+            check_costs(directory, device.table, prices)
         points = operating_table(
             device.table, prices, device.profile, device.device_class,
             busy=device.busy, points=device.levels.points(device.device_class),

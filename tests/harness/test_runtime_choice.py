@@ -13,12 +13,14 @@ import pytest
 from exitbench.harness import cli
 from exitbench.harness.configs import (
     DeviceConfig,
+    GovernConfig,
     ProfileConfig,
     RunConfig,
     SweepConfig,
     TraceConfig,
 )
 from exitbench.harness.configs_machine import Ranges, Runtime
+from exitbench.harness.governing import run_govern
 from exitbench.harness.live import run_run
 from exitbench.harness.pipeline import study
 from exitbench.harness.profiling import run_profile
@@ -106,6 +108,7 @@ def test_a_trace_with_another_runtime_is_recorded_anew_and_prices_are_then_refus
     assert noted(run)["runtime"] == "onednn"
     message = refused(run_sweep, SweepConfig(run, beta_count=3), silent)
     assert "prices fp32, batch size 1, with runtime eager, but the traces are of onednn" in message
+    assert message == refused(run_govern, GovernConfig(run, beta_count=3), silent)
     profile(run)
     assert priced(run) == {"onednn"}
     run_sweep(SweepConfig(run, beta_count=3), silent)
