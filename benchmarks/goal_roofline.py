@@ -1,9 +1,10 @@
 """What this machine can do at most, and what every segment of the network gets of it.
 
-The peak of a precision is the fastest product of large matrices by oneDNN, as large as the
-machine's caches like them; bandwidth is the fastest copy of arrays far larger than the caches,
-reads and writes both counted. Bytes of the segments are those of the cost table. FLOPs are those
-of the convolutions without the products with padding, which kernels skip: on a map of 2x2, 56%.
+The peak of a precision is the fastest of some large products of matrices and, since the library
+behind those is not the best on every CPU, of some large convolutions without padding; bandwidth is
+the fastest copy of arrays far larger than the caches, reads and writes both counted. Bytes of the
+segments are those of the cost table. FLOPs are those of the convolutions without the products with
+padding, which kernels skip: on a map of 2x2, 56%.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from torch import Tensor, nn
 
 MODELS = ("vgg19", "resnet34")
 PRECISIONS = ("fp32", "bf16", "int8")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIZES = (512, 1024, 2048)
+CONVOLUTIONS = ((64, 34, 16), (128, 34, 8), (256, 18, 8), (512, 18, 4))
+"""Channels, side and images of 3x3 convolutions."""
 
 
 def measure_roofline(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
@@ -98,20 +102,34 @@ def _segments(
 
 
 def _peak(precision: str, quick: bool) -> float | None:
-    """GFLOP/s of the fastest large matrix product; None where torch has none in this type."""
-    best = 0.0
+    """GFLOP/s of the fastest large product; None where torch has none in this type."""
+    best, rounds = 0.0, 4 if quick else 12
     for size in SIZES:
         call = _product(precision, size)
         if call is None:
             return None
-        best = max(best, 2 * size**3 / _fastest(call, 4 if quick else 12) / 1e9)
+        best = max(best, 2 * size**3 / _fastest(call, rounds) / 1e9)
+    if precision in DTYPES:
+        for channels, side, images in CONVOLUTIONS:
+            flops = 2 * 9 * channels**2 * (side - 2) ** 2 * images
+            call = _convolution(DTYPES[precision], channels, side, images)
+            best = max(best, flops / _fastest(call, rounds) / 1e9)
     return best
 
 
+def _convolution(
+    dtype: torch.dtype, channels: int, side: int, images: int
+) -> Callable[[], object]:
+    maps, weight = (
+        torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+        for shape in ((images, channels, side, side), (channels, channels, 3, 3))
+    )
+    return lambda: torch.conv2d(maps, weight)
+
+
 def _product(precision: str, size: int) -> Callable[[], object] | None:
-    if precision in ("fp32", "bf16"):
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        first, second = (torch.randn(size, size).to(dtype) for _ in range(2))
+    if precision in DTYPES:
+        first, second = (torch.randn(size, size).to(DTYPES[precision]) for _ in range(2))
         out = torch.empty_like(first)
         return lambda: torch.mm(first, second, out=out)
     bytes_product = getattr(torch, "_int_mm", None)
