@@ -153,7 +153,8 @@ def _combinations(config: object) -> Iterator[str]:
             "mode 'exits' trains heads on a frozen backbone and needs --init CHECKPOINT; "
             "train a backbone first with --mode original"
         )
-    if not isinstance(config, (TraceConfig, ProfileConfig, RunConfig, StudyConfig, DemoConfig)):
+    runs = isinstance(config, (TraceConfig, ProfileConfig, RunConfig, StudyConfig, DemoConfig))
+    if not runs or (isinstance(config, TraceConfig) and config.logits is not None):
         yield from _no_runtime(getattr(config, "device", None))
     if isinstance(config, TraceConfig):
         yield from _trace_combinations(config)

@@ -219,6 +219,7 @@ def test_options_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> N
     [
         ["train", "--out", "a.st", "--runtime", "eager"],
         ["doctor", "--ranges", "percentile"],
+        ["trace", "--run", "a", "--logits", "a.npz", "--cost", "a.csv", "--runtime", "eager"],
         ["hardware", "calibrate", "--write", "a.toml", "--runtime", "onednn"],
     ],
 )
