@@ -108,10 +108,20 @@ def test_a_trace_with_another_runtime_is_recorded_anew_and_prices_are_then_refus
     assert noted(run)["runtime"] == "onednn"
     message = refused(run_sweep, SweepConfig(run, beta_count=3), silent)
     assert "prices fp32, batch size 1, with runtime eager, but the traces are of onednn" in message
-    assert message == refused(run_govern, GovernConfig(run, beta_count=3), silent)
     profile(run)
     assert priced(run) == {"onednn"}
     run_sweep(SweepConfig(run, beta_count=3), silent)
+
+
+def test_prices_of_another_runtime_are_governed_as_little_as_swept(
+    inputs: Inputs, run: Path
+) -> None:
+    profile(run, energy=True, hardware="generic-x86")
+    govern = GovernConfig(run, beta_count=3)
+    run_govern(govern, silent)
+    trace(inputs, run, replace(CPU, runtime="onednn"))
+    message = refused(run_govern, govern, silent)
+    assert "with runtime eager, but the traces are of onednn" in message
 
 
 def test_a_kill_between_two_runtimes_leaves_no_trace_under_a_wrong_name(

@@ -128,7 +128,7 @@ def test_int8_ranges_see_every_class_of_a_split_that_is_ordered_by_class(
     taken: list[torch.Tensor] = []
     # The kernels of int8 are not on every machine; what they would be shown is.
     monkeypatch.setattr(
-        "exitbench.harness.subject.prepare", lambda *given: taken.append(given[-1])
+        "exitbench.harness.subject.prepare", lambda *given, **more: taken.append(given[-1])
     )
     ordered.prepare("int8")
     assert len(taken[0]) == CALIBRATION_IMAGES
