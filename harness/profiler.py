@@ -108,22 +108,35 @@ def profile(
     batch = len(inputs)
     setting = _setting(prepared, batch)
     setting |= {"operating_point": operating_point, "clock_mhz": clock_mhz}
-    counted_of = {
-        part: _counts_of(part, counts, forecast_counts) for part in units if part != WHOLE
-    }
+    counted = {part: _counts_of(part, counts, forecast_counts) for part in units if part != WHOLE}
     rows = [
         {"kind": part[0], "index": part[1], "name": _name(part, counts)}
         | setting
-        | _count_columns(part, counted, prepared.precision, batch)
-        | _latency_columns(timings[_label(part)], batch)
-        | _energy_columns(energies.units.get(_label(part), UnitEnergy()), batch)
-        | {"uncounted": counted.uncounted_text() or None}
-        for part, counted in counted_of.items()
+        | _cost_columns(part, each, setting, timings, energies)
+        for part, each in counted.items()
     ]
     whole = _whole(timings["whole"], energies.units["whole"], rows, batch)
     notes = (*_timing_notes(timings, limits), *energies.notes, *_residue_notes(whole))
     samples = _raw_samples(timings, batch)
     return Profile(rows, whole, notes, samples, energies.summary, energies.idle)
+
+
+def _cost_columns(
+    part: Part,
+    counted: Counts,
+    setting: dict[str, Any],
+    timings: dict[str, Timing],
+    energies: Energies,
+) -> dict[str, Any]:
+    """What a part costs per sample, in every column of its row."""
+    batch, label = setting["batch_size"], _label(part)
+    return {
+        **_count_columns(part, counted, setting["precision"], batch),
+        **_latency_columns(timings[label], batch),
+        # Gathers have a latency alone.
+        **_energy_columns(energies.units.get(label, UnitEnergy()), batch),
+        "uncounted": counted.uncounted_text() or None,
+    }
 
 
 def _timed(prepared: Prepared, units: dict[Part, Call], limits: Limits) -> dict[str, Timing]:

@@ -113,7 +113,7 @@ def inferring(method: Callable[P, R]) -> Callable[P, R]:
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """The ``Prepared`` of every runtime: a plan of its operators, and the heads in fp32."""
+    """The ``Prepared`` that runs the operators of a plan one by one, and the heads in fp32."""
 
     name: str
     words: str
@@ -158,13 +158,13 @@ class PlannedNetwork:
         """Float32 logits of head ``number``; see ``Prepared``."""
         return self.heads[number - 1](main_path(state))
 
-    @torch.inference_mode()
+    @inferring
     def run_classifier(self, state: State) -> Tensor:
         """Float32 logits of the classifier; see ``Prepared``."""
         logits: Tensor = self.classifier(self.plan.features[-1](main_path(state)))
         return logits
 
-    @torch.inference_mode()
+    @inferring
     def select(self, state: State, indices: Tensor, *, owned: bool = False) -> State:
         """The state of the batch rows ``indices``; see ``Prepared``."""
         tensors = state if isinstance(state, tuple) else (state,)
@@ -177,7 +177,7 @@ class PlannedNetwork:
             found = tuple(_moved(tensor, moves, len(indices)) for tensor in tensors)
         return found if isinstance(state, tuple) else found[0]
 
-    @torch.inference_mode()
+    @inferring
     def join(self, states: Sequence[State]) -> State:
         """States as one batch; see ``Prepared``."""
         if isinstance(states[0], tuple):

@@ -9,6 +9,8 @@ import pytest
 from exitbench.harness.clocks import sysfs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fake_clocks import Kernel
     from pipeline_fixtures import Inputs
     from runtime_lab import Lab
@@ -24,6 +26,17 @@ def no_clock_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         real(path, text)
 
     monkeypatch.setattr(sysfs, "put_text", put_text)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks run on one thread; afterwards on as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

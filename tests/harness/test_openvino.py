@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 pytest.importorskip("openvino", reason="pip install 'exitbench[openvino]'")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EXITS = {"vgg19": (1, 3, 5, 20), "resnet34": (1, 2, 7, 32)}
 PRECISIONS = [
     pytest.param(name, marks=[] if reason is None else pytest.mark.skip(reason=reason))
@@ -25,14 +25,6 @@ PRECISIONS = [
 ]
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 both = pytest.mark.parametrize("model", EXITS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(model: str, exits: tuple[int, ...] | None = None) -> ExitNetwork:

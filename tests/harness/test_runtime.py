@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from exitbench.harness.errors import ExitbenchError
@@ -22,6 +20,7 @@ from exitbench.models.registry import ModelArguments, build
 from torch import Tensor, nn
 from torch.nn import functional
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = ("vgg19", "resnet34")
 EXITS = {"vgg19": (1, 3, 8, 20), "resnet34": (1, 6, 7, 31)}
 CLASSES = 4
@@ -31,14 +30,6 @@ CASES = [
     for name, entry in RUNTIMES.items()
     for precision in entry.precisions
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
