@@ -25,6 +25,9 @@ from exitbench.harness.clocks.cores import find_cores
 from exitbench.harness.clocks.cpufreq import find_cpufreq
 from exitbench.harness.clocks.session import ClockSession
 
+# A shell ignores SIGINT in what it puts in the background, nohup SIGHUP, and children inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 root, journal = Path(sys.argv[1]), Path(sys.argv[2])
 kernel = install(Kernel())
 actuators = {"cpu": find_cpufreq(root), "cores": find_cores(root)}
